@@ -1,0 +1,97 @@
+"""What a run costs: images per second, seconds, operations, parameters, peak memory.
+
+Seconds and images per second are of training alone; validation, sampling and metrics are not in
+them. They go on counting when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from salon.metrics.flops import FlopCount
+from salon.models.base import TextToImage, Trainee
+
+
+class Cost(Callback):
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.train_flops_per_image: float | None = None  # forward, backward and frozen parts
+        self.sample_flops_per_image: float | None = None
+        self._began: float | None = None
+        self._count: FlopCount | None = None
+        self._speed: tuple[float, int] | None = None  # seconds and images at the last report
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        # The first batch of a process is counted and, being the slow one, not timed.
+        if self.train_flops_per_image is None:
+            self._count = FlopCount()
+            self._count.__enter__()
+        else:
+            self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        assert isinstance(pl_module, Trainee)
+        if self._count is not None:
+            self._count.__exit__(None, None, None)
+            self.train_flops_per_image = self._count.total / len(batch.images)
+            self._count = None
+        if self._began is not None:
+            self.seconds += time.perf_counter() - self._began
+            self._began = None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if self._count is not None:
+            self._count.__exit__(None, None, None)
+            self._count = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Trainee)
+        if isinstance(pl_module, TextToImage) and self.sample_flops_per_image is None:
+            with FlopCount() as count:
+                pl_module.sample(["a picture"], [0])
+            self.sample_flops_per_image = float(count.total)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.report(trainer, pl_module))
+
+    def report(self, trainer: Trainer, module: Trainee) -> dict[str, float]:
+        images = module.images_seen
+        seconds, before = self._speed or (0.0, 0)
+        self._speed = (self.seconds, images)
+        told: dict[str, float] = {
+            "cost/seconds": self.seconds,
+            "cost/parameters": sum(p.numel() for p in module.parameters()),
+            "cost/trained_parameters": sum(
+                p.numel() for p in module.parameters() if p.requires_grad
+            ),
+            "cost/peak_memory_mb": peak_memory(module.device) / 2**20,
+        }
+        if self.seconds > seconds:
+            told["cost/images_per_second"] = (images - before) / (self.seconds - seconds)
+        if self.train_flops_per_image is not None:
+            told["cost/train_flops_per_image"] = self.train_flops_per_image
+            told["cost/train_flops"] = self.train_flops_per_image * images
+        if self.sample_flops_per_image is not None:
+            told["cost/sample_flops_per_image"] = self.sample_flops_per_image
+        return told
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocations, or of the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,42 @@
+"""A progress bar on a terminal, and a line now and then where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+EVERY = 30.0  # seconds between lines, where there is no terminal
+
+
+class Lines(Callback):
+    """For logs: how far the run is, every half minute, and each validation's numbers."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._said >= EVERY and trainer.is_global_zero:
+            self._said = time.monotonic()
+            loss = trainer.callback_metrics.get("train/loss")
+            told = f", loss {float(loss):.4f}" if loss is not None else ""
+            print(f"batch {batch_idx + 1} of {trainer.limit_train_batches}{told}", flush=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            metrics = {**trainer.callback_metrics, **trainer.logged_metrics}
+            shown = [n for n in metrics if n.startswith("val/") or n in HEADLINES]
+            print("  ".join(f"{name} {float(metrics[name]):.4f}" for name in shown), flush=True)
+
+
+HEADLINES = ("quality/prompt_accuracy", "quality/fid", "quality/fd_clip", "quality/clip_score")
+
+
+def Progress() -> Callback:
+    """Rich's bar on a terminal, lines in a log."""
+    return RichProgressBar(refresh_rate=10) if sys.stdout.isatty() else Lines()

@@ -1,0 +1,32 @@
+"""`checkpoints/last.ckpt`, every so many batches; written aside and renamed, so it is whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from salon.models.base import Trainee
+
+
+class SaveLast(Callback):
+    """Counts batches, since Lightning's own counts every optimiser's steps."""
+
+    def __init__(self, *, path: Path, every: int) -> None:
+        if every < 1:
+            raise ValueError(f"budget.checkpoint_every={every}; expected a number of batches")
+        self.path, self.every = path, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, Trainee)
+        seen = pl_module.batches_seen
+        if seen % self.every == 0 or seen == pl_module.budget:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        aside = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(aside)  # all ranks take part; rank 0 writes
+        if trainer.is_global_zero:
+            os.replace(aside, self.path)

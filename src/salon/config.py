@@ -1,0 +1,116 @@
+"""Configs to objects: only names on the list, and no key that nobody reads.
+
+A config comes from files, from a command line, or out of a checkpoint that somebody else made, so
+what it may call is decided here and not there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+# Everything of ours, and the few names of others that conf/ uses.
+ALLOWED = frozenset(
+    {
+        "torch.optim.Adam",
+        "torch.optim.AdamW",
+        "lightning.pytorch.callbacks.RichProgressBar",
+        "lightning.pytorch.callbacks.LearningRateMonitor",
+    }
+)
+TARGET, PARTIAL, STAGE = "_target_", "_partial_", "_stage_"
+RESERVED = frozenset({TARGET, PARTIAL, "_convert_", "_recursive_", "_args_"})
+
+
+def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """The object that a node describes; `given` are arguments that are already objects.
+
+    `where` is the node's key, for messages. Raises ValueError for a name that is not allowed and
+    for an argument that its constructor does not take.
+    """
+    plain = to_plain(node)
+    for name in given:
+        plain.pop(name, None)
+    check(plain, where, given)
+    if not given:
+        return instantiate(plain, _convert_="all")
+    return instantiate({**plain, PARTIAL: True}, _convert_="all")(**given)
+
+
+def to_plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Dicts, lists, strings and numbers, with interpolations resolved."""
+    if isinstance(node, DictConfig):
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
+    return dict(node)
+
+
+def check(node: Any, where: str, given: Mapping[str, Any] | None = None) -> None:
+    """Refuse names that are not allowed and arguments that nobody takes, at any depth."""
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            check(item, f"{where}[{i}]")
+    if not isinstance(node, dict):
+        return
+    if TARGET in node:
+        _check_arguments(node, where, given or {})
+    for key, value in node.items():
+        if key not in RESERVED:
+            check(value, f"{where}.{key}")
+
+
+def _check_arguments(node: dict[str, Any], where: str, given: Mapping[str, Any]) -> None:
+    target = node[TARGET]
+    if not isinstance(target, str) or not (target.startswith("salon.") or target in ALLOWED):
+        raise ValueError(
+            f"{where}.{TARGET}={target!r} is not on the list of what a config may call: names "
+            f"under salon., and {', '.join(sorted(ALLOWED))}. A checkpoint or config that asks "
+            "for something else may be hostile; do not use it unless you trust who made it"
+        )
+    parameters = inspect.signature(_locate(target, where)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in node:
+        if key not in RESERVED and key not in parameters:
+            raise ValueError(unknown(f"{where}.{key}", [f"{where}.{name}" for name in parameters]))
+    if not node.get(PARTIAL):
+        for name, parameter in parameters.items():
+            missing = name not in node and name not in given
+            if missing and parameter.default is parameter.empty:
+                raise ValueError(f"{where}.{name} is missing; {target} needs it")
+
+
+def _locate(target: str, where: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}.{TARGET}={target!r} names nothing: {error}") from error
+
+
+def unknown(key: str, known: list[str]) -> str:
+    """The message for a key that nobody reads."""
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    hint = f"; the nearest known one is {nearest[0]!r}" if nearest else ""
+    return f"unknown config key {key!r}{hint}. All of them: python train.py --cfg job"
+
+
+def flatten(node: Any, prefix: str = "") -> list[str]:
+    """Every key of a config, dotted."""
+    if not isinstance(node, Mapping):
+        return []
+    keys = []
+    for key in node:
+        name = f"{prefix}{key}"
+        keys.append(name)
+        is_node = isinstance(node, DictConfig) and not OmegaConf.is_missing(node, str(key))
+        child = node._get_node(str(key)) if is_node else node.get(key)  # type: ignore[union-attr]
+        keys += flatten(child, f"{name}.")
+    return keys

@@ -1,0 +1,1 @@
+"""Shards -> Batch. The only room that imports webdataset."""

@@ -1,0 +1,256 @@
+"""Reading LAION-style shards: which shards, in which order, and what a sample becomes.
+
+The training stream is a pure function of (seed, lanes, window, batch size, shards): it is dealt to
+a fixed number of lanes, each lane walks its own shards pass after pass and cuts whole batches from
+them, and batch i comes from lane i mod lanes. Ranks and workers only divide the batches among
+themselves, so their number changes nothing about the sequence, every rank gets as many full
+batches as every other, and starting at batch k gives what an uninterrupted run would have seen.
+
+Shards are untrusted input: nothing in them is unpickled, `pipe:` is refused, and a picture's size
+is read from its header before it is decoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+import logging
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import webdataset as wds
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+
+from salon.types import Batch
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+PICTURES = ("png", "jpg", "jpeg", "webp")
+Encoded = dict[str, Any]  # extension -> bytes, and webdataset's __key__ and __url__
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; the message says why. It is skipped, never fatal."""
+
+
+class Sample(NamedTuple):
+    image: NDArray[np.uint8]  # (H, W, 3)
+    caption: str
+    key: str
+
+
+def expand(key: str, patterns: str | Sequence[str]) -> list[str]:
+    """The shards that folders, globs and brace lists name, sorted within each pattern.
+
+    Raises ValueError, naming the config `key`, where one names nothing or is no local file.
+    """
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern.startswith("pipe:") or "://" in pattern:
+            raise ValueError(
+                f"{key}={pattern!r}: expected local .tar files (a folder, a glob, or a brace list "
+                "like 'data/laion/{00000..00099}.tar'); commands and URLs are not opened"
+            )
+        names = wds.shardlists.expand_urls(pattern)
+        for name in names:
+            path = Path(name)
+            matches = path.glob("*.tar") if path.is_dir() else path.parent.glob(path.name)
+            shards = sorted(str(match) for match in matches)
+            if not shards:
+                raise ValueError(
+                    f"{key}={pattern!r}: no shard there ({name!r} matches no .tar file). Expected "
+                    f"a folder of .tar files, a glob or a brace list: {key}=FOLDER"
+                )
+            found += shards
+    return found
+
+
+def encoded(shard: str) -> Iterator[Encoded]:
+    """The samples of a shard, undecoded, in the order in which they stand.
+
+    A shard that breaks off is a warning, and what stands before the break is kept.
+    """
+    try:
+        yield from wds.tarfile_to_samples(handler=wds.reraise_exception)([{"url": shard}])
+    except (tarfile.TarError, OSError, ValueError) as error:
+        log.warning("shard %s breaks off and is left there: %s", shard, error)
+
+
+@functools.lru_cache(maxsize=4096)
+def count(shard: str) -> int:
+    """How many samples a shard holds: from its `_stats.json`, or by reading it."""
+    stats = Path(shard.removesuffix(".tar") + "_stats.json")
+    if stats.exists():
+        return int(json.loads(stats.read_text())["successes"])
+    return sum(1 for _ in encoded(shard))
+
+
+def decode(sample: Encoded, *, resolution: int, max_pixels: int) -> Sample:
+    """Shorter side to `resolution` (bicubic, antialiased), then the central square.
+
+    Raises BadSample.
+    """
+    key = f"{sample['__url__']}:{sample['__key__']}"
+    picture = next((sample[name] for name in PICTURES if name in sample), None)
+    if picture is None or "txt" not in sample:
+        raise BadSample(f"{key}: a sample needs a picture ({', '.join(PICTURES)}) and a .txt")
+    try:
+        caption = sample["txt"].decode("utf-8").strip()
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise BadSample(f"{key}: {image.width}x{image.height} is over data.max_pixels")
+            pixels = np.asarray(_square(_to_rgb(image), resolution))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadSample(f"{key}: {error}") from error
+    if not caption:
+        raise BadSample(f"{key}: the caption is empty")
+    return Sample(pixels, caption, sample["__key__"])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips them to white
+        depth = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(depth.astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, resolution: int) -> Image.Image:
+    if image.size == (resolution, resolution):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    pixels = torch.from_numpy(np.stack([sample.image for sample in samples]))  # (N, H, W, 3)
+    images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+    return Batch(images, [s.caption for s in samples], [s.key for s in samples])
+
+
+class Reader(NamedTuple):
+    """How a sample is read; shared by the training stream and the fixed splits."""
+
+    resolution: int
+    max_pixels: int
+
+    def good(self, samples: Iterable[Encoded]) -> Iterator[Sample]:
+        """Decoded samples; a bad one is skipped with a warning that says why."""
+        for sample in samples:
+            try:
+                yield decode(sample, resolution=self.resolution, max_pixels=self.max_pixels)
+            except BadSample as reason:
+                log.warning("skipped a bad sample, %s", reason)
+
+
+class TrainStream(IterableDataset[Batch]):
+    """The endless training stream, as one rank sees it from its batch `start` on."""
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        reader: Reader,
+        *,
+        batch_size: int,
+        seed: int,
+        lanes: int,  # a multiple of ranks x workers, and at most the number of shards
+        window: int,  # samples, still encoded, that a lane shuffles among themselves
+        rank: int,
+        ranks: int,
+        start: int,  # batches that all ranks together have seen
+    ) -> None:
+        self.shards, self.reader, self.batch_size = list(shards), reader, batch_size
+        self.seed, self.lanes, self.window = seed, lanes, window
+        self.rank, self.ranks, self.start = rank, ranks, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        stride = self.ranks * workers
+        assert self.lanes % stride == 0, (self.lanes, self.ranks, workers)
+        # The DataLoader takes from its workers in turn, so worker w serves this rank's batches
+        # w, w + workers, ...; counted from `start`, which all ranks share.
+        first = self.start + self.rank + number * self.ranks
+        streams: dict[int, Iterator[Batch]] = {}
+        for unit in itertools.count(first, stride):
+            lane = unit % self.lanes
+            if lane not in streams:
+                streams[lane] = itertools.islice(self._lane(lane), unit // self.lanes, None)
+            yield next(streams[lane])
+
+    def _lane(self, lane: int) -> Iterator[Batch]:
+        samples = self.reader.good(self._shuffled(lane))
+        while True:
+            yield collate(list(itertools.islice(samples, self.batch_size)))
+
+    def _shuffled(self, lane: int) -> Iterator[Encoded]:
+        """Whole windows of the lane's walk, each in an order of its own."""
+        walk = self._walk(lane)
+        for number in itertools.count():
+            window = list(itertools.islice(walk, self.window))
+            order = np.random.default_rng([self.seed, 1, lane, number]).permutation(len(window))
+            yield from (window[i] for i in order)
+
+    def _walk(self, lane: int) -> Iterator[Encoded]:
+        """The lane's shards, pass after pass; each pass deals all shards anew to the lanes."""
+        for passage in itertools.count():
+            order = np.random.default_rng([self.seed, 0, passage]).permutation(len(self.shards))
+            found = 0
+            for index in order[lane :: self.lanes]:
+                for sample in encoded(self.shards[index]):
+                    found += 1
+                    yield sample
+            if not found:
+                raise ValueError(
+                    "data.train: a whole pass over the shards of a lane gave no sample. Look into "
+                    f"one: tar tf {self.shards[order[lane]]}"
+                )
+
+
+class FixedSplit(IterableDataset[Batch]):
+    """The first batches of a split, always the same ones, in order; equal in number on every rank.
+
+    Batch i goes to rank i mod ranks.
+    """
+
+    def __init__(
+        self, shards: Sequence[str], reader: Reader, *, batch_size: int, batches: int,
+        rank: int = 0, ranks: int = 1,
+    ) -> None:  # fmt: skip
+        assert batches % ranks == 0, (batches, ranks)
+        self.shards, self.reader, self.batch_size = list(shards), reader, batch_size
+        self.batches, self.rank, self.ranks = batches, rank, ranks
+
+    def __len__(self) -> int:
+        return self.batches // self.ranks
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        assert worker is None or worker.num_workers == 1, "a fixed split is read by one worker"
+        samples = self.reader.good(itertools.chain.from_iterable(map(encoded, self.shards)))
+        for number in range(self.batches):
+            batch = list(itertools.islice(samples, self.batch_size))
+            if len(batch) < self.batch_size:
+                raise ValueError(
+                    f"{self.shards[0]} and its neighbours hold fewer good samples than their _stats "
+                    f"say: {number} whole batches of {self.batch_size}, expected {self.batches}. "
+                    f"Ask for fewer: data.val_samples={number * self.batch_size}"
+                )
+            if number % self.ranks == self.rank:
+                yield collate(batch)

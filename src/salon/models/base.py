@@ -1,0 +1,164 @@
+"""The contracts: what everything trained here shares, and what every text-to-image family offers.
+
+The clock. One tick is one training batch, in every family, whatever the number of optimisers:
+Lightning's `global_step` counts optimiser steps, so nothing here looks at it.
+
+Chance. Before every batch the generators are seeded with (seed, tick, rank), so a resumed run
+draws what the uninterrupted one would have drawn, and validation may draw what it likes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from salon.text.base import TextTower
+from salon.types import Batch
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+Schedule = Callable[
+    [int, int], float
+]  # (batches seen, batches in the budget) -> factor
+
+
+class Trainee(LightningModule):
+    """What everything that is trained here shares: optimiser, clock, chance, recipe."""
+
+    def __init__(self, *, optimizer: MakeOptimizer, schedule: Schedule) -> None:
+        super().__init__()
+        self.make_optimizer, self.schedule = optimizer, schedule
+        self.seed = 0
+        # What a checkpoint needs to rebuild this module; `salon.checkpoint` reads and writes it.
+        self.recipe: dict[str, Any] = {}
+        self._frozen: list[nn.Module] = []
+
+    # -- parts that are used and not trained ---------------------------------------------------
+
+    def freeze(self, *modules: nn.Module) -> None:
+        for module in modules:
+            module.requires_grad_(False).eval()
+        self._frozen.extend(modules)
+
+    def train(self, mode: bool = True) -> Trainee:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    # -- the clock ----------------------------------------------------------------------------
+
+    @property
+    def batches_seen(self) -> int:
+        """Training batches that are done, on each rank."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    @property
+    def images_seen(self) -> int:
+        """Over all ranks."""
+        return self.batches_seen * self.trainer.datamodule.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
+
+    @property
+    def budget(self) -> int:
+        """Batches that the run will have at its end."""
+        return int(self.trainer.limit_train_batches or 0)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(chance(self.seed, self.batches_seen, self.global_rank))
+
+    # -- optimisation -------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        scheduler = LambdaLR(optimizer, lambda batch: self.schedule(batch, self.budget))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def elsewhere(self) -> list[str]:
+        """Prefixes of weights that are loaded from where they came, and not from our checkpoint."""
+        return [f"{name}." for name, part in self.named_modules() if getattr(part, "source", None)]
+
+    @property
+    def strict_loading(self) -> bool:
+        return not self.elsewhere()
+
+    @strict_loading.setter
+    def strict_loading(self, value: bool) -> None:
+        raise AttributeError("what is strict follows from the parts: see `elsewhere`")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["salon"] = self.recipe
+        prefixes = tuple(self.elsewhere())
+        if prefixes:
+            state = checkpoint["state_dict"]
+            kept = {name: value for name, value in state.items() if not name.startswith(prefixes)}
+            checkpoint["state_dict"] = kept
+
+
+class TextToImage(Trainee, ABC):
+    """The contract that all families share."""
+
+    text: TextTower
+
+    @property
+    @abstractmethod
+    def averaged(self) -> nn.Module:
+        """What training changes and `sample` uses: the part that an EMA averages."""
+
+    @abstractmethod
+    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Images (N, 3, H, W), about [-1, 1]; image i from (caption i, seed i) alone."""
+
+    @torch.no_grad()
+    def sample(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Images (N, 3, H, W) float32 in [-1, 1].
+
+        Image i depends on (caption i, seed i) alone, whatever else is in the batch.
+
+        Raises ValueError where there is no caption, or not one seed for each.
+        """
+        if not captions:
+            raise ValueError("no prompt to draw; give at least one: prompts=['a red circle']")
+        if len(captions) != len(seeds):
+            raise ValueError(f"{len(captions)} captions and {len(seeds)} seeds; one seed for each")
+        training = self.training
+        self.eval()
+        try:
+            return self.draw(captions, seeds).float().clamp(-1, 1)
+        finally:
+            self.train(training)
+
+
+def sample_in_batches(
+    model: TextToImage, captions: Sequence[str], seeds: Sequence[int], *, batch_size: int
+) -> Iterator[Tensor]:
+    """`sample` in pieces of at most `batch_size`, on the CPU, in order."""
+    for first in range(0, len(captions), batch_size):
+        piece = slice(first, first + batch_size)
+        yield model.sample(captions[piece], seeds[piece]).cpu()
+
+
+def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
+    """One standard normal (*shape) for each seed, (N, *shape).
+
+    Drawn on the CPU, so that a seed means the same picture on every device.
+    """
+    drawn = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(drawn).to(device)
+
+
+def chance(*numbers: int) -> int:
+    """One seed from several numbers, so that neighbouring ones give unrelated streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

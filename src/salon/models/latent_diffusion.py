@@ -1,0 +1,165 @@
+"""Latent diffusion: a U-Net that denoises an autoencoder's latents, told by the captions.
+
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". The objective
+is a `Process` (rectified flow or v-prediction, `salon.diffusion.schedule`); guidance without a
+classifier: Ho & Salimans 2022.
+
+    images ── frozen autoencoder ──> z0 = (latent - mean) / std, by channel    (N, C, h, w)
+    captions ── frozen text tower ──> tokens (N, L, D), the null text for a share of them
+    t, eps ──> z_t ──> U-Net(z_t, t, tokens) ──> loss = |output - target|^2
+
+    sample: seed -> eps -> sampler over the guided denoiser -> z0 -> decoder -> image
+
+N images, C latent channels, h = H / factor, L tokens, D the tower's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salon.diffusion.guidance import drop_condition, guided
+from salon.diffusion.samplers import SAMPLERS
+from salon.diffusion.schedule import Noised, Process, denoiser
+from salon.models.base import MakeOptimizer, Schedule, TextToImage, chance, noise
+from salon.nn.autoencoder import AutoencoderKL, sample
+from salon.nn.unet import UNet
+from salon.text.base import TextTower
+from salon.types import Batch, Text
+
+
+class LatentDiffusion(TextToImage):
+    def __init__(
+        self,
+        *,
+        autoencoder: AutoencoderKL,  # frozen
+        text: TextTower,  # frozen
+        unet: Callable[..., UNet],  # given in_channels, out_channels and context_dim
+        process: Process,
+        resolution: int,
+        drop: float,  # share of captions that the null text replaces in training
+        scale_batches: int,  # training batches over which the latents' mean and std are measured
+        sampler: str,  # a name in salon.diffusion.samplers
+        steps: int,
+        guidance: float,  # 1 = conditional, 0 = unconditional
+        interval: tuple[float, float] | None,  # of sigma where guidance acts; None = everywhere
+        optimizer: MakeOptimizer,
+        schedule: Schedule,
+    ) -> None:
+        super().__init__(optimizer=optimizer, schedule=schedule)
+        if resolution % autoencoder.factor:
+            raise ValueError(
+                f"data.resolution={resolution} does not divide by the autoencoder's downsampling "
+                f"of {autoencoder.factor}. Set data.resolution to a multiple of "
+                f"{autoencoder.factor}, or choose another autoencoder: "
+                "model.autoencoder._stage_=NAME"
+            )
+        if sampler not in SAMPLERS:
+            raise ValueError(f"model.sampler={sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        self.autoencoder, self.text = autoencoder, text
+        self.freeze(autoencoder, text)
+        channels = autoencoder.latent_channels
+        self.unet = unet(in_channels=channels, out_channels=channels, context_dim=text.width)
+        self.process, self.drop, self.scale_batches = process, drop, scale_batches
+        side = resolution // autoencoder.factor
+        self.resolution, self.shape = resolution, (channels, side, side)
+        self.sampler, self.steps, self.guidance = sampler, steps, guidance
+        self.interval = None if interval is None else (interval[0], interval[1])
+        # In the checkpoint, so that sampling needs no data. NaN until they are measured.
+        self.register_buffer("latent_mean", torch.full((channels, 1, 1), torch.nan))
+        self.register_buffer("latent_std", torch.full((channels, 1, 1), torch.nan))
+
+    # -- latents ------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        if self.latent_std.isnan().any():
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.measure_scale(b.images for b in data.batches("train", self.scale_batches))
+
+    @torch.no_grad()
+    def measure_scale(self, batches: Any) -> None:
+        """Mean and std of each latent channel over many images, so that z0 is standard.
+
+        Stable Diffusion measures one number over its first batch; per channel and over many, it
+        does not depend on what that batch held.
+        """
+        count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+        for images in batches:
+            moments = self.autoencoder.encode(images.to(self.device))
+            z, variance = moments.mean.double(), moments.logvar.double().exp()
+            count += z[:, 0].numel()
+            total = total.to(z) + z.sum((0, 2, 3))  # (C)
+            squares = squares.to(z) + (z.square() + variance).sum((0, 2, 3))
+        mean = total / count
+        self.latent_mean.copy_(mean.view_as(self.latent_mean))
+        std = (squares / count - mean.square()).sqrt()
+        self.latent_std.copy_(std.view_as(self.latent_std))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, eps: Tensor | None) -> Tensor:
+        """Images (N, 3, H, W) to standard latents (N, C, h, w); eps None takes the mean."""
+        moments = self.autoencoder.encode(images)
+        z = moments.mean if eps is None else sample(moments, eps)
+        return (z - self.latent_mean) / self.latent_std
+
+    @torch.no_grad()
+    def decode(self, z0: Tensor) -> Tensor:
+        return self.autoencoder.decode(z0 * self.latent_std + self.latent_mean)
+
+    # -- training -----------------------------------------------------------------------------
+
+    def network(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
+        return self.unet(x, t, text.tokens, text.mask)
+
+    def null(self) -> Text:
+        return self.text([""])
+
+    def loss(self, noised: Noised, t: Tensor, text: Text) -> Tensor:
+        """Mean square over each image's latent, (N,)."""
+        output = self.network(noised.x, t, text)
+        return (output.float() - noised.target).square().mean((1, 2, 3))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        count, device = len(batch.images), self.device
+        z0 = self.encode(batch.images, torch.randn(count, *self.shape, device=device))
+        # One draw from each of N equal slices: the same law, and less noise between batches.
+        slices = torch.arange(count, device=device) + torch.rand(count, device=device)
+        t = self.process.times((slices / count).clamp(1e-4, 1 - 1e-4))
+        text = self.text(batch.captions)
+        text = drop_condition(text, self.null(), torch.rand(count, device=device) < self.drop)
+        noised = self.process.noised(z0, torch.randn_like(z0), t)
+        loss = self.loss(noised, t, text).mean()
+        self.log("train/loss", loss, batch_size=count)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The loss at fixed noise levels and noises: comparable between runs and over time."""
+        count = len(batch.images)
+        seed = chance(0, batch_idx, self.global_rank)
+        z0 = self.encode(batch.images, None)
+        eps = noise(range(seed % 2**31, seed % 2**31 + count), self.shape, self.device)
+        levels = (torch.arange(count, device=self.device) + 0.5) / count
+        t = self.process.times(levels)
+        losses = self.loss(self.process.noised(z0, eps, t), t, self.text(batch.captions))
+        quarters = dict(zip(("low", "mid_low", "mid_high", "high"), losses.chunk(4), strict=False))
+        self.log("val/loss", losses.mean(), batch_size=count, sync_dist=True)
+        for name, part in quarters.items():
+            self.log(f"val/loss_{name}_noise", part.mean(), batch_size=count, sync_dist=True)
+
+    # -- sampling -----------------------------------------------------------------------------
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.unet
+
+    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        sigmas = self.process.sigmas(self.steps)
+        y = noise(seeds, self.shape, self.device) * float(sigmas[0])
+        denoise = guided(
+            denoiser(self.process, self.network), self.text(captions), self.null(),
+            self.guidance, self.interval,
+        )  # fmt: skip
+        return self.decode(SAMPLERS[self.sampler](denoise, y, sigmas))

@@ -1,0 +1,299 @@
+"""The composition root: cfg -> data, stages, model, callbacks, trainer -> a folder and a number.
+
+A run folder holds `config.yaml`, `checkpoints/last.ckpt`, `metrics.csv`, `samples/`, `summary.json`
+and the W&B run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from salon import checkpoint, stages
+from salon.callbacks.loggers import MetricsCsv, WandbOnClock, logged_in
+from salon.callbacks.save import SaveLast
+from salon.config import TARGET, build, flatten, to_plain, unknown
+from salon.models.base import Trainee, chance
+
+log = logging.getLogger(__name__)
+CONFIG = "config.yaml"
+
+
+def train(cfg: DictConfig, folder: Path) -> float | None:
+    """Train what `cfg` describes, with its stages, into `folder`; returns the objective's value.
+
+    Raises ValueError for what a user can mend; the message says how.
+    """
+    check(cfg)
+    writable(folder)
+    data = build(cfg.data, "data")
+    data.prepare_data()
+    ready = stages.parts(cfg, data.identity, train)
+    model = make_model(cfg, ready)
+    resume = find_resume(cfg, folder)
+    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    callbacks = make_callbacks(cfg, folder)
+    loggers = make_loggers(cfg, folder)
+    failed = True
+    try:
+        trainer = Trainer(
+            **to_plain(cfg.trainer),
+            callbacks=callbacks,
+            logger=loggers,
+            default_root_dir=folder,
+            # One epoch is the budget, whatever the number of optimisers; the stream has no end.
+            max_epochs=1,
+            max_steps=-1,
+            limit_train_batches=cfg.budget.batches,
+            val_check_interval=min(cfg.budget.validate_every, cfg.budget.batches),
+            check_val_every_n_epoch=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        for logger in loggers:
+            logger.clock = lambda: {"images_seen": model.images_seen, "batches": model.batches_seen}  # type: ignore[attr-defined]
+        with expected_warnings():
+            trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+            if cfg.budget.batches % cfg.budget.validate_every:
+                trainer.validate(model, datamodule=data, verbose=False)
+        summary = conclude(cfg, folder, model, data, trainer, loggers)
+        failed = False
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbOnClock):
+                logger.close(failed=failed)
+    return objective(cfg, summary)
+
+
+# -- the parts, in the order in which `train` asks for them ----------------------------------------
+
+
+def check(cfg: DictConfig) -> None:
+    """Catch typos in files, which Hydra takes for new keys; it catches the command line's itself."""
+    for key in cfg:
+        if key not in TOP_LEVEL:
+            raise ValueError(unknown(str(key), sorted(TOP_LEVEL)))
+    for key in ("batches", "validate_every", "checkpoint_every"):
+        value = cfg.budget[key]
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"budget.{key}={value}; expected a number of batches, at least 1")
+    for key in cfg.budget:
+        if key not in BUDGET:
+            raise ValueError(unknown(f"budget.{key}", [f"budget.{name}" for name in BUDGET]))
+
+
+BUDGET = ("batches", "validate_every", "checkpoint_every")
+TOP_LEVEL = {
+    "seed", "resume", "stages_dir", "job_type", "batch_size", "budget", "gate", "objective",
+    "data", "text", "trainer", "callbacks", "logger", "metrics", "model", "experiment",
+}  # fmt: skip
+
+
+def writable(folder: Path) -> None:
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(
+            f"the run folder {str(folder)!r} cannot be written ({error}). Name another: "
+            "hydra.run.dir=FOLDER"
+        ) from error
+
+
+def make_model(cfg: DictConfig, ready: dict[str, stages.Part]) -> Trainee:
+    """The model with its stages in place, its weights from the seed alone."""
+    torch.manual_seed(chance(cfg.seed, 0))
+    given = {key: part.module for key, part in ready.items()}
+    model: Trainee = build(cfg.model, "model", **given)
+    model.seed = cfg.seed
+    model.recipe = checkpoint.recipe(
+        stages.resolved(cfg.model, ready), {**to_plain(cfg), "model": None, "text": None}
+    )
+    return model
+
+
+def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
+    places: dict[str, dict[str, Any]] = {
+        "samples": {"folder": folder / "samples"},
+        "quality": {"distance": build(cfg.metrics, "metrics")},
+    }
+    made = [
+        build(node, f"callbacks.{name}", **places.get(str(name), {}))
+        for name, node in cfg.callbacks.items()
+        if node is not None
+    ]
+    # Last, so that what the others have to save is up to date.
+    path = folder / checkpoint.LAST
+    return [*made, SaveLast(path=path, every=cfg.budget.checkpoint_every)]
+
+
+def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    loggers: list[Logger] = [MetricsCsv(folder=folder)]
+    if cfg.logger.get(TARGET):
+        loggers.append(
+            build(cfg.logger, "logger", folder=folder, job_type=cfg.job_type, config=to_plain(cfg))
+        )
+        if loggers[-1].experiment.offline and cfg.job_type == "train":  # type: ignore[attr-defined]
+            why = "" if logged_in() else " (nobody is logged in)"
+            log.info("W&B: offline%s; upload later: wandb sync %s/wandb/offline-run-*", why, folder)
+    return loggers
+
+
+def find_resume(cfg: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint to go on from: of the run folder `resume`, or with `auto` of this folder."""
+    if cfg.resume is None:
+        return None
+    if cfg.resume == "auto":
+        last = folder / checkpoint.LAST
+        return last if last.is_file() else None
+    return checkpoint.find(cfg.resume)
+
+
+@contextlib.contextmanager
+def expected_warnings() -> Iterator[None]:
+    """Without the warnings that are answered here, each for a reason; all others are shown."""
+    with warnings.catch_warnings():
+        # The stream starts at the batch that the checkpoint names (ShardData.load_state_dict).
+        warnings.filterwarnings("ignore", ".*not resumable.*")
+        # Small pictures decode faster than a worker hands them over (conf/data/shapes.yaml).
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # Lightning reads torch's own tree type by a name that torch has renamed.
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        # One device out of several is a choice (trainer.devices).
+        warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+        yield
+
+
+def conclude(
+    cfg: DictConfig,
+    folder: Path,
+    model: Trainee,
+    data: Any,
+    trainer: Trainer,
+    loggers: list[Logger],
+) -> dict[str, Any]:
+    """Pass the gate, write summary.json; it marks a run as finished."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "report"):
+            metrics |= callback.report(trainer, model)
+    summary: dict[str, Any] = {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "batches": model.batches_seen,
+        "images_seen": model.images_seen,
+        "data": data.identity,
+        "metrics": metrics,
+    }
+    gate = build(cfg.gate, "gate")(module=model.eval(), data=data) if cfg.gate else None
+    if gate is not None:
+        log.log(logging.INFO if gate.passed else logging.WARNING, "gate %s", gate)
+        summary["gate"] = {**gate._asdict(), "passed": gate.passed}
+        for logger in loggers:
+            logger.log_metrics({"gate": gate.value})
+    for logger in loggers:
+        logger.finalize("success")
+    aside = folder / f"{stages.SUMMARY}.partial"
+    aside.write_text(json.dumps(summary, indent=2))
+    os.replace(aside, folder / stages.SUMMARY)
+    return summary
+
+
+def objective(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
+    if cfg.objective is None:
+        return None
+    if cfg.objective not in summary["metrics"]:
+        raise ValueError(
+            f"objective={cfg.objective!r} was not measured; this run measured "
+            f"{', '.join(sorted(summary['metrics']))}"
+        )
+    return float(summary["metrics"][cfg.objective])
+
+
+# -- around a run ----------------------------------------------------------------------------------
+
+
+def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """With `resume=FOLDER`: that run's own config, and this command line's changes to it."""
+    if cfg.resume in (None, "auto"):
+        return cfg
+    file = Path(cfg.resume) / CONFIG
+    if not file.is_file():
+        raise ValueError(
+            f"resume={cfg.resume!r}: no run folder ({CONFIG} is not there). Give the folder that "
+            "the run was trained in: resume=runs/FOLDER"
+        )
+    before = OmegaConf.load(file)
+    assert isinstance(before, DictConfig)
+    groups = set(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else set()
+    changes = [o for o in overrides if not o.startswith(("resume=", "hydra"))]
+    for change in changes:
+        if change.lstrip("+").split("=")[0] in groups:
+            raise ValueError(
+                f"resume={cfg.resume}: {change} would make it another run; leave it out"
+            )
+    changed = OmegaConf.merge(before, OmegaConf.from_dotlist(changes), {"resume": cfg.resume})
+    assert isinstance(changed, DictConfig)
+    return changed
+
+
+def _run_dir(resume: str | None, model: str) -> str:
+    if resume not in (None, "auto"):
+        return str(resume)
+    now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+    return f"runs/{now}_{model.replace('/', '-')}"
+
+
+OmegaConf.register_new_resolver("salon.run_dir", _run_dir, use_cache=True, replace=True)
+
+
+@contextlib.contextmanager
+def errors_for_people() -> Iterator[None]:
+    """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # the exceptions themselves, instead of Hydra's short form
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nstopped; go on with resume=RUN_FOLDER", file=sys.stderr)
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_explained(error)}", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:
+        if os.environ.get("SALON_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}\n(SALON_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(2)
+
+
+def _explained(error: BaseException) -> str:
+    """Hydra's message, and for an unknown key the nearest known one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigKeyError | AttributeError):
+        cause = cause.__cause__
+    root = getattr(cause, "parent_node", None)
+    if cause is None or root is None:
+        return str(error)
+    while root._get_parent() is not None:
+        root = root._get_parent()
+    known = [key for key in flatten(root) if not key.startswith("hydra.")]
+    return unknown(str(getattr(cause, "full_key", "")), known)

@@ -1,0 +1,118 @@
+"""What a model needs trained before it: found under the hash of its config, or trained now.
+
+A node with `_stage_: NAME` in a model's config stands for a part of another model, `conf/model/
+NAME.yaml`, that is trained first, in a folder of its own, as a run of its own:
+
+    autoencoder:
+      _stage_: autoencoder/tiny    the model to train
+      take: network                the part of it that is used
+      checkpoint: null             a checkpoint or run folder given by hand wins over the search
+      overrides: []                more overrides for the stage, such as [model.beta=1e-4]
+
+The folder's name is the hash of everything that the weights depend on: the stage's config, its
+budget, the seed and the data's identity. Two jobs that need the same stage train it once: the
+second waits at a lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from salon import checkpoint
+from salon.config import STAGE, to_plain
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "summary.json"
+# What of a run's config is the run's own, so that a stage is trained where and as the run is.
+SHARED = ("data", "trainer", "logger", "seed", "stages_dir", "metrics", "warn")
+
+
+class Part(NamedTuple):
+    """A prerequisite that is ready: the module, and the config that rebuilds it."""
+
+    module: Any
+    config: dict[str, Any]
+
+
+TrainRun = Callable[[DictConfig, Path], Any]
+
+
+def parts(cfg: DictConfig, identity: str, train: TrainRun) -> dict[str, Part]:
+    """Every stage that the model's config names, by its key; trains what is missing."""
+    found = {}
+    for key, node in cfg.model.items():
+        if isinstance(node, DictConfig) and STAGE in node:
+            path = node.checkpoint or _folder(cfg, node, identity, train)
+            found[str(key)] = take(path, node.take)
+    return found
+
+
+def take(path: str | Path, name: str) -> Part:
+    """A named part of the model in a checkpoint; its path is the same in model and config."""
+    model = checkpoint.load(path)
+    module, config = model, model.recipe["model"]
+    for step in name.split("."):
+        module, config = getattr(module, step), config[step]
+    return Part(module, config)
+
+
+def _folder(cfg: DictConfig, node: DictConfig, identity: str, train: TrainRun) -> Path:
+    stage = composed(cfg, node[STAGE], list(node.get("overrides") or []))
+    told = {
+        "model": to_plain(stage.model),
+        "budget": to_plain(stage.budget)["batches"],
+        "batch_size": stage.batch_size,
+        "seed": stage.seed,
+        "data": identity,
+    }
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
+    root = Path(cfg.stages_dir)
+    folder = root / f"{node[STAGE].replace('/', '-')}-{digest}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{folder.name}.lock"):
+            if (folder / SUMMARY).is_file():
+                log.info("stage %s: found in %s", node[STAGE], folder)
+            else:
+                log.info("stage %s: trained now, in %s", node[STAGE], folder)
+                train(stage, folder)
+    except OSError as error:
+        raise ValueError(
+            f"stages_dir={str(root)!r} cannot be written ({error}); expected a folder for trained "
+            "stages. Name another: stages_dir=FOLDER"
+        ) from error
+    return folder
+
+
+def composed(cfg: DictConfig, name: str, overrides: list[str]) -> DictConfig:
+    """The config of a stage's own run: its own model and budget, this run's everything else."""
+    stage = compose("train", [f"model={name}", *overrides])
+    OmegaConf.set_struct(stage, False)
+    for key in SHARED:
+        if key in cfg:
+            stage[key] = _raw(cfg[key])
+    stage.job_type = "stage"
+    stage.resume = "auto"
+    return stage
+
+
+def _raw(node: Any) -> Any:
+    """A copy whose interpolations are resolved where the copy will stand."""
+    if isinstance(node, DictConfig):
+        return OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+    return node
+
+
+def resolved(model: Mapping[str, Any], ready: Mapping[str, Part]) -> dict[str, Any]:
+    """The model's config with each stage's node replaced by the config of the part."""
+    return {**to_plain(model), **{key: part.config for key, part in ready.items()}}

@@ -1,0 +1,71 @@
+"""What every family asks of a text tower.
+
+N captions, L tokens, D the tower's width, D' the width of the pooled vector.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salon.types import Text
+
+
+class TextTower(nn.Module, ABC):
+    """A map from captions to `Text`, with a memory for captions that come again."""
+
+    width: int  # D, of the tokens
+    pooled_width: int  # D'
+
+    def __init__(self, *, remember: int) -> None:
+        super().__init__()
+        self._remember = remember  # captions, at most; the longest unused is forgotten first
+        self._memory: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self.register_load_state_dict_post_hook(lambda *_: self._memory.clear())
+
+    @abstractmethod
+    def encode(self, captions: Sequence[str]) -> Text:
+        """Tokens (N, L, D), mask (N, L), pooled (N, D'), with gradients."""
+
+    def forward(self, captions: Sequence[str]) -> Text:
+        """`encode` of a frozen tower: no gradients, and each caption is computed once."""
+        memory = self._memory
+        unknown = [c for c in dict.fromkeys(captions) if c not in memory]
+        if unknown:
+            with torch.no_grad():
+                tokens, mask, pooled = self.encode(unknown)
+            for caption, states, length, vector in zip(
+                unknown, tokens, mask.sum(1).tolist(), pooled, strict=True
+            ):
+                memory[caption] = (states[:length].clone(), vector)
+        found = []
+        for caption in captions:
+            memory.move_to_end(caption)
+            found.append(memory[caption])
+        while len(memory) > self._remember:
+            memory.popitem(last=False)
+        return _padded(found)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> TextTower:
+        self._memory.clear()  # moved to another device or dtype
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memory": OrderedDict()}
+
+    def learn_vocabulary(self, captions: Iterator[str]) -> None:
+        """Called once before a tower is trained; for towers whose vocabulary is a choice."""
+        del captions
+
+
+def _padded(found: Sequence[tuple[Tensor, Tensor]]) -> Text:
+    states = [tokens for tokens, _ in found]
+    tokens = nn.utils.rnn.pad_sequence(states, batch_first=True)  # (N, L, D)
+    lengths = torch.tensor([len(s) for s in states], device=tokens.device)
+    mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (N, L)
+    return Text(tokens, mask, torch.stack([pooled for _, pooled in found]))

@@ -1,0 +1,214 @@
+"""Text (and image) towers from open_clip: small ones of our own sizes, and pretrained ones.
+
+CLIP: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+
+N captions or images, L tokens, D the text transformer's width, E the width of the joint space.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from salon.text.base import TextTower
+from salon.types import Text
+
+log = logging.getLogger(__name__)
+
+
+class ClipTower(TextTower):
+    """Both towers of an open_clip CLIP behind the contract of `TextTower`.
+
+    `tokens` are the text transformer's last hidden states after its final norm, as Stable Diffusion
+    uses them; `pooled` is the projection into the joint space, not normalised.
+    """
+
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        *,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        vocabulary: int | None,  # compact table over open_clip's tokens; None = open_clip's own ids
+        remember: int,
+    ) -> None:
+        super().__init__(remember=remember)
+        self.clip = clip
+        self.width = int(clip.ln_final.weight.shape[0])
+        self.pooled_width = self.image_width = int(clip.text_projection.shape[1])
+        self.context = int(clip.context_length)
+        self.image_size: int = clip.visual.image_size[0]
+        self.tokenizer = SimpleTokenizer()
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
+        self._warned: set[str] = set()
+        if vocabulary is not None:
+            # Sorted open_clip ids in use; row i of the table is id vocabulary[i]. The two special
+            # tokens are there from the start; free rows hold an id that nothing has.
+            known = torch.full((vocabulary,), NO_TOKEN)
+            known[:2] = torch.tensor([self.tokenizer.sot_token_id, self.tokenizer.eot_token_id])
+            self.register_buffer("vocabulary", known)
+        else:
+            self.vocabulary = None
+
+    def learn_vocabulary(self, captions: Iterator[str]) -> None:
+        """Keep the most frequent tokens of these captions, as many as the table has rows for."""
+        if self.vocabulary is None:
+            return
+        counts: Counter[int] = Counter()
+        for caption in captions:
+            counts.update(self.tokenizer.encode(caption))
+        special = [self.tokenizer.sot_token_id, self.tokenizer.eot_token_id]
+        # The last row is for all tokens that are not in the table.
+        common = sorted(counts, key=lambda token: (-counts[token], token))
+        kept = sorted(common[: len(self.vocabulary) - len(special) - 1] + special)
+        self.vocabulary.fill_(NO_TOKEN)
+        self.vocabulary[: len(kept)] = torch.tensor(kept)
+
+    def token_ids(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (N, L) and mask (N, L) bool, L the longest caption's length with its two ends.
+
+        A caption that is too long is cut, with a warning that says where.
+        """
+        rows = []
+        for caption in captions:
+            ids = self.tokenizer.encode(caption)
+            if len(ids) > self.context - 2:
+                kept = ids[: self.context - 2]
+                self._warn(
+                    f"prompt of {len(ids)} tokens is longer than the {self.context - 2} that the "
+                    f"text tower reads; it is cut after {self.tokenizer.decode(kept).strip()!r}"
+                )
+                ids = kept
+            rows.append([self.tokenizer.sot_token_id, *ids, self.tokenizer.eot_token_id])
+        length = max(map(len, rows))
+        mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        if self.vocabulary is not None:
+            ids = self._compact(ids, mask)
+        device = self.clip.positional_embedding.device
+        return ids.to(device), mask.to(device)
+
+    def _compact(self, ids: Tensor, mask: Tensor) -> Tensor:
+        known = self.vocabulary.cpu()
+        rows = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
+        unknown = (known[rows] != ids) & mask
+        for token in sorted(set(ids[unknown].tolist())):
+            word = self.tokenizer.decode([token]).strip()
+            self._warn(f"the text tower was trained without the word {word!r} and cannot read it")
+        return torch.where(unknown | ~mask, len(known) - 1, rows)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning(message)
+
+    def encode(self, captions: Sequence[str]) -> Text:
+        ids, mask = self.token_ids(captions)
+        clip, length = self.clip, ids.shape[1]
+        # The transformer is causal, so leaving out the padding changes no state that is kept.
+        x = clip.token_embedding(ids) + clip.positional_embedding[:length]  # (N, L, D)
+        x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+        x = clip.ln_final(x)
+        last = x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]  # (N, D), end of text
+        return Text(x, mask, last @ clip.text_projection)  # pooled (N, E)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] to the joint space (N, E), not normalised."""
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return self.clip.encode_image(((images + 1) / 2 - self.image_mean) / self.image_std)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.clip.logit_scale.exp()
+
+
+NO_TOKEN = 2**31  # larger than any token id, so that the table stays sorted
+
+
+def custom(
+    *,
+    embed_dim: int,
+    image_size: int,
+    patch_size: int,
+    image_layers: int,
+    image_width: int,
+    text_layers: int,
+    text_width: int,
+    heads: int,
+    context: int,
+    vocabulary: int,
+    remember: int,
+) -> ClipTower:
+    """An untrained CLIP of these sizes, with open_clip's tokenizer over a compact table."""
+    clip = open_clip.CLIP(
+        embed_dim,
+        vision_cfg={
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "layers": image_layers,
+            "width": image_width,
+            "head_width": image_width // heads,
+            "pool_type": "avg",
+        },
+        text_cfg={
+            "context_length": context,
+            "vocab_size": vocabulary,
+            "layers": text_layers,
+            "width": text_width,
+            "heads": heads,
+        },
+    )
+    half = (0.5, 0.5, 0.5)
+    return ClipTower(
+        clip, image_mean=half, image_std=half, vocabulary=vocabulary, remember=remember
+    )
+
+
+def pretrained(*, name: str, weights: str, remember: int) -> ClipTower:
+    """An open_clip model by name, with weights by open_clip's tag or from a local file.
+
+    Raises ValueError for a name or tag that open_clip does not have, a file that is not there, and
+    a download that fails.
+    """
+    tags = [tag for known, tag in open_clip.list_pretrained() if known == name]
+    if name not in open_clip.list_models():
+        raise ValueError(
+            f"text.name={name!r}: open_clip has no such model. It has, among others, "
+            f"{', '.join(_nearest(name, open_clip.list_models()))}"
+        )
+    local = Path(weights)
+    if weights not in tags and not local.is_file():
+        raise ValueError(
+            f"text.weights={weights!r}: neither a file nor a tag of {name}; its tags are "
+            f"{', '.join(tags)}. Give one of them or a local file: text.weights=PATH"
+        )
+    try:
+        clip, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights)
+    except Exception as error:  # open_clip and the hub raise many kinds; all mean no weights
+        raise ValueError(
+            f"text.weights={weights!r} of {name} could not be loaded ({error}). Offline, give a "
+            "local file: text.weights=PATH"
+        ) from error
+    normalize = transform.transforms[-1]
+    tower = ClipTower(
+        clip, image_mean=normalize.mean, image_std=normalize.std, vocabulary=None,
+        remember=remember,
+    )  # fmt: skip
+    return tower
+
+
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.0)
