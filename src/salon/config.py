@@ -110,7 +110,7 @@ def flatten(node: Any, prefix: str = "") -> list[str]:
     for key in node:
         name = f"{prefix}{key}"
         keys.append(name)
-        is_node = isinstance(node, DictConfig) and not OmegaConf.is_missing(node, str(key))
-        child = node._get_node(str(key)) if is_node else node.get(key)  # type: ignore[union-attr]
+        # The node itself, since a value may be missing or refer to one that is.
+        child = node._get_node(key) if isinstance(node, DictConfig) else node[key]
         keys += flatten(child, f"{name}.")
     return keys

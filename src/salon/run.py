@@ -52,6 +52,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     callbacks = make_callbacks(cfg, folder)
     loggers = make_loggers(cfg, folder)
     failed = True
+    # Lightning's own lines about devices and products; its warnings still come through.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         trainer = Trainer(
             **to_plain(cfg.trainer),
@@ -67,6 +69,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_model_summary=False,
+            enable_progress_bar=sys.stdout.isatty(),
             use_distributed_sampler=False,
         )
         for logger in loggers:
@@ -88,7 +91,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Catch typos in files, which Hydra takes for new keys; it catches the command line's itself."""
+    """Catch typos in files, which Hydra takes for new keys; it catches the command line's."""
     for key in cfg:
         if key not in TOP_LEVEL:
             raise ValueError(unknown(str(key), sorted(TOP_LEVEL)))
@@ -179,6 +182,12 @@ def expected_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         # Lightning reads torch's own tree type by a name that torch has renamed.
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        # A fixed split is read by at most one worker (FixedSplit).
+        warnings.filterwarnings("ignore", ".*`__len__` defined.*")
+        # Frozen parts stay in eval mode, and are meant to (Trainee.keep_frozen).
+        warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode.*")
+        # A run shorter than the logging interval still logs at its validations.
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
         # One device out of several is a choice (trainer.devices).
         warnings.filterwarnings("ignore", ".*GPU available but not used.*")
         yield

@@ -168,6 +168,19 @@ def test_an_object_of_two_colors_is_malformed() -> None:
     assert (reading.objects, reading.malformed) == ((), 1)
 
 
+def test_a_fringe_of_another_color_is_malformed() -> None:
+    image = render(Scene("black", (RED,)), 32)
+    assert read(image).malformed == 0
+    image[10:22, 17:22] = world.COLORS["green"]
+    reading = read(image)
+    assert (reading.objects, reading.malformed) == ((), 1)
+
+
+def test_an_object_cut_by_the_border_is_malformed() -> None:
+    reading = read(render(Scene("white", (replace(RED, x=0.0),)), 32))
+    assert (reading.objects, reading.malformed) == ((), 1)
+
+
 def test_an_object_between_the_sizes_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(world.SIZES, "large", 0.155)
     image = render(Scene("white", (RED,)), 64)
@@ -238,6 +251,14 @@ CHANGES = {
         TWO,
         two(replace(LEFT, x=0.7), replace(RIGHT, x=0.25)),
         {"relation"},
+    ),
+    "two: shapes tell who is who": (
+        TWO,
+        two(
+            replace(LEFT, color="green", x=0.7, size="large"),
+            replace(RIGHT, color="green", x=0.25, size="small"),
+        ),
+        {"color", "binding", "size", "relation"},
     ),
     "two: on the diagonal": (
         TWO,

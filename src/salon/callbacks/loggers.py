@@ -30,7 +30,7 @@ class WandbOnClock(WandbLogger):
     clock: Clock | None = None
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         del step  # of Lightning's clock; a step also fixes rows, and wandb drops what comes late
         self.experiment.log({**metrics, **(self.clock() if self.clock else {})})
 
@@ -64,7 +64,7 @@ def wandb_logger(
         os.environ.setdefault(home, str(folder / "wandb" / home.split("_")[1].lower()))
     run = wandb.init(
         project=project, entity=entity, group=group, name=name, tags=list(tags), config=config,
-        job_type=job_type, dir=str(folder), mode=mode,
+        job_type=job_type, dir=str(folder), mode=mode,  # type: ignore[arg-type]
         settings=wandb.Settings(silent=True, console="off"),
     )  # fmt: skip
     run.define_metric("images_seen", hidden=True)

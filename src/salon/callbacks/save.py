@@ -27,6 +27,6 @@ class SaveLast(Callback):
 
     def save(self, trainer: Trainer) -> None:
         aside = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(aside)  # all ranks take part; rank 0 writes
+        trainer.save_checkpoint(aside, weights_only=False)  # all ranks take part; rank 0 writes
         if trainer.is_global_zero:
             os.replace(aside, self.path)

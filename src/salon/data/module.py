@@ -120,8 +120,12 @@ class ShardData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         trainer = self.trainer
         assert trainer is not None
-        seen = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return {"batches": seen, "batch_size": self.batch_size, "ranks": trainer.world_size}
+        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        return {
+            "batches": total.processed,
+            "batch_size": self.batch_size,
+            "ranks": trainer.world_size,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         here = {
@@ -184,7 +188,7 @@ class ShapesData(ShardData):
             resolution, world_seed, dict(samples), shard_size, phrasings
         )
         folder = Path(root) / f"shapes-{settings.identity}"
-        splits = {split: str(folder / split) for split in shapes.SPLITS}
+        splits: dict[str, Any] = {split: str(folder / split) for split in shapes.SPLITS}
         super().__init__(**splits, resolution=resolution, **stream)
         self.root, self.settings = Path(root), settings
 

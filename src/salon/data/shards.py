@@ -248,9 +248,9 @@ class FixedSplit(IterableDataset[Batch]):
             batch = list(itertools.islice(samples, self.batch_size))
             if len(batch) < self.batch_size:
                 raise ValueError(
-                    f"{self.shards[0]} and its neighbours hold fewer good samples than their _stats "
-                    f"say: {number} whole batches of {self.batch_size}, expected {self.batches}. "
-                    f"Ask for fewer: data.val_samples={number * self.batch_size}"
+                    f"{self.shards[0]} and its neighbours hold fewer good samples than their "
+                    f"_stats say: {number} whole batches of {self.batch_size}, expected "
+                    f"{self.batches}. Ask for fewer: data.val_samples={number * self.batch_size}"
                 )
             if number % self.ranks == self.rank:
                 yield collate(batch)

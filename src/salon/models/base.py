@@ -25,9 +25,7 @@ from salon.text.base import TextTower
 from salon.types import Batch
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-Schedule = Callable[
-    [int, int], float
-]  # (batches seen, batches in the budget) -> factor
+Schedule = Callable[[int, int], float]  # (batches seen, batches in the budget) -> factor
 
 
 class Trainee(LightningModule):
@@ -43,7 +41,7 @@ class Trainee(LightningModule):
 
     # -- parts that are used and not trained ---------------------------------------------------
 
-    def freeze(self, *modules: nn.Module) -> None:
+    def keep_frozen(self, *modules: nn.Module) -> None:
         for module in modules:
             module.requires_grad_(False).eval()
         self._frozen.extend(modules)
@@ -59,7 +57,8 @@ class Trainee(LightningModule):
     @property
     def batches_seen(self) -> int:
         """Training batches that are done, on each rank."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
 
     @property
     def images_seen(self) -> int:
@@ -111,6 +110,19 @@ class TextToImage(Trainee, ABC):
     """The contract that all families share."""
 
     text: TextTower
+    resolution: int
+    SETTINGS: tuple[str, ...] = ()  # attributes that change how a trained model samples
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How this model samples; part of every picture's provenance."""
+        return {name: getattr(self, name) for name in self.SETTINGS}
+
+    def set_sampling(self, **settings: Any) -> None:
+        """Change how a trained model samples. Raises ValueError for a value that makes no sense."""
+        assert settings.keys() <= set(self.SETTINGS), settings
+        for name, value in settings.items():
+            setattr(self, name, value)
 
     @property
     @abstractmethod

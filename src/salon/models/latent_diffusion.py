@@ -32,6 +32,14 @@ from salon.types import Batch, Text
 
 
 class LatentDiffusion(TextToImage):
+    SETTINGS = ("sampler", "steps", "guidance", "interval")
+    sampler: str
+    steps: int
+    guidance: float
+    interval: tuple[float, float] | None
+    latent_mean: Tensor  # (C, 1, 1)
+    latent_std: Tensor  # (C, 1, 1)
+
     def __init__(
         self,
         *,
@@ -57,17 +65,14 @@ class LatentDiffusion(TextToImage):
                 f"{autoencoder.factor}, or choose another autoencoder: "
                 "model.autoencoder._stage_=NAME"
             )
-        if sampler not in SAMPLERS:
-            raise ValueError(f"model.sampler={sampler!r}; expected one of {', '.join(SAMPLERS)}")
         self.autoencoder, self.text = autoencoder, text
-        self.freeze(autoencoder, text)
+        self.keep_frozen(autoencoder, text)
         channels = autoencoder.latent_channels
         self.unet = unet(in_channels=channels, out_channels=channels, context_dim=text.width)
         self.process, self.drop, self.scale_batches = process, drop, scale_batches
         side = resolution // autoencoder.factor
         self.resolution, self.shape = resolution, (channels, side, side)
-        self.sampler, self.steps, self.guidance = sampler, steps, guidance
-        self.interval = None if interval is None else (interval[0], interval[1])
+        self.set_sampling(sampler=sampler, steps=steps, guidance=guidance, interval=interval)
         # In the checkpoint, so that sampling needs no data. NaN until they are measured.
         self.register_buffer("latent_mean", torch.full((channels, 1, 1), torch.nan))
         self.register_buffer("latent_std", torch.full((channels, 1, 1), torch.nan))
@@ -154,6 +159,12 @@ class LatentDiffusion(TextToImage):
     @property
     def averaged(self) -> nn.Module:
         return self.unet
+
+    def set_sampling(self, **settings: Any) -> None:
+        super().set_sampling(**settings)
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler={self.sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        self.process.sigmas(self.steps)  # says what is wrong with a number of steps
 
     def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
         sigmas = self.process.sigmas(self.steps)

@@ -23,6 +23,8 @@ from salon.nn.blocks import Downsample, ResBlock, Upsample, group_norm
 EPS = 1e-6
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # as in Stable Diffusion: exp stays finite in float32
 
+INITIAL_LOGVAR = -4.0
+
 
 class Moments(NamedTuple):
     """A diagonal Gaussian over latents."""
@@ -135,6 +137,10 @@ class AutoencoderKL(nn.Module):
             z, pixels, channels=channels, blocks=blocks, mid_attention=mid_attention
         )
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
+        # Little noise at first: from logvar 0 the decoder sees nothing but noise until the means
+        # have grown, which takes hundreds of batches.
+        with torch.no_grad():
+            self.quant_conv.get_parameter("bias")[z:] = INITIAL_LOGVAR
         self.post_quant_conv = nn.Conv2d(z, z, 1)
 
     def encode(self, x: Tensor) -> Moments:

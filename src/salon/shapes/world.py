@@ -31,8 +31,8 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 
 # The least RGB distance between two colors, and between a color and a background.
 MIN_CONTRAST = 90.0
-# Outermost extents (left, up, right, down) in units of the circle's radius. Areas are alike, so
-# that size is not a matter of shape.
+# Outermost extents (left, up, right, down) in units of the circle's radius. Any large shape has
+# nearly twice the area of any small one, so that size is not a matter of shape.
 EXTENTS = {
     "circle": (1.0, 1.0, 1.0, 1.0),
     "square": (0.886, 0.886, 0.886, 0.886),

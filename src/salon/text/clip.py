@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import open_clip
@@ -41,6 +42,9 @@ class ClipTower(TextTower):
         remember: int,
     ) -> None:
         super().__init__(remember=remember)
+        self.vocabulary: Tensor | None
+        self.image_mean: Tensor  # (3, 1, 1)
+        self.image_std: Tensor  # (3, 1, 1)
         self.clip = clip
         self.width = int(clip.ln_final.weight.shape[0])
         self.pooled_width = self.image_width = int(clip.text_projection.shape[1])
@@ -93,12 +97,12 @@ class ClipTower(TextTower):
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         if self.vocabulary is not None:
-            ids = self._compact(ids, mask)
+            ids = self._compact(ids, mask, self.vocabulary.cpu())
         device = self.clip.positional_embedding.device
         return ids.to(device), mask.to(device)
 
-    def _compact(self, ids: Tensor, mask: Tensor) -> Tensor:
-        known = self.vocabulary.cpu()
+    def _compact(self, ids: Tensor, mask: Tensor, known: Tensor) -> Tensor:
+        """Token ids to rows of the table; `known` (rows) holds each row's id, sorted."""
         rows = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
         unknown = (known[rows] != ids) & mask
         for token in sorted(set(ids[unknown].tolist())):
@@ -185,7 +189,7 @@ def pretrained(*, name: str, weights: str, remember: int) -> ClipTower:
     if name not in open_clip.list_models():
         raise ValueError(
             f"text.name={name!r}: open_clip has no such model. It has, among others, "
-            f"{', '.join(_nearest(name, open_clip.list_models()))}"
+            f"{', '.join(get_close_matches(name, open_clip.list_models(), cutoff=0.0))}"
         )
     local = Path(weights)
     if weights not in tags and not local.is_file():
@@ -206,9 +210,3 @@ def pretrained(*, name: str, weights: str, remember: int) -> ClipTower:
         remember=remember,
     )  # fmt: skip
     return tower
-
-
-def _nearest(name: str, known: Sequence[str]) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.0)

@@ -1,0 +1,16 @@
+"""Draw pictures from a checkpoint: python sample.py --help"""
+
+import hydra
+from omegaconf import DictConfig
+
+from salon import draw, run
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+def main(cfg: DictConfig) -> None:
+    draw.draw(cfg)
+
+
+if __name__ == "__main__":
+    with run.errors_for_people():
+        main()

@@ -1,0 +1,108 @@
+"""What `sample.py` does: a PNG for each prompt and seed, `grid.png`, and `samples.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.progress import track
+
+from salon import __version__, checkpoint, pictures
+from salon.config import unknown
+from salon.models.base import TextToImage
+
+log = logging.getLogger(__name__)
+
+
+def draw(cfg: DictConfig) -> Path:
+    """Returns the folder. Raises ValueError for what a user can mend."""
+    prompts, seeds = read_prompts(cfg.prompts), [int(seed) for seed in cfg.seeds]
+    if not seeds:
+        raise ValueError("seeds=[] draws nothing; give at least one: seeds=[0]")
+    file = checkpoint.find(cfg.checkpoint)
+    model = load(file, cfg)
+    out = Path(cfg.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={cfg.out!r} cannot be written ({error}); name another") from error
+
+    made = provenance(model, file, cfg)
+    captions = [prompt for prompt in prompts for _ in seeds]
+    repeated = seeds * len(prompts)
+    rows, drawn = [], []
+    for first in track(range(0, len(captions), cfg.batch_size), "drawing"):
+        piece = slice(first, first + cfg.batch_size)
+        images = model.sample(captions[piece], repeated[piece]).cpu()
+        drawn.append(images)
+        for i, picture in enumerate(pictures.to_pil(images), first):
+            told = {**made, "prompt": captions[i], "seed": repeated[i]}
+            name = f"{i // len(seeds):04d}-{slug(captions[i])}-seed{repeated[i]}.png"
+            pictures.save_png(picture, out / name, {k: str(v) for k, v in told.items()})
+            rows.append({"file": name, **told})
+    with (out / "samples.jsonl").open("w") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    columns = len(seeds) if len(seeds) > 1 else min(4, len(captions))
+    sheet = pictures.grid(torch.cat(drawn), captions, columns=columns)
+    pictures.save_png(sheet, out / "grid.png", {k: str(v) for k, v in made.items()})
+    log.info("%d pictures and grid.png are in %s", len(rows), out)
+    return out
+
+
+def read_prompts(given: str | Sequence[str]) -> list[str]:
+    """From a list, or from a file with one caption a line."""
+    if isinstance(given, ListConfig | list | tuple):
+        prompts = [str(prompt).strip() for prompt in given]
+    else:
+        path = Path(str(given))
+        if not path.is_file():
+            raise ValueError(
+                f"prompts={given!r}: no such file; expected a list of captions or a text file with "
+                "one a line: 'prompts=[a red circle above a blue square]'"
+            )
+        prompts = [line.strip() for line in path.read_text().splitlines()]
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise ValueError(
+            f"prompts={given!r} holds no prompt; give at least one: "
+            "'prompts=[a red circle above a blue square]'"
+        )
+    return prompts
+
+
+def load(file: Path, cfg: DictConfig) -> TextToImage:
+    device = cfg.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = checkpoint.load(file, ema=cfg.ema, device=device)
+    if not isinstance(model, TextToImage):
+        raise ValueError(
+            f"checkpoint={str(file)!r} holds a {type(model).__name__}, a stage that draws no "
+            "pictures; give a text-to-image run: checkpoint=runs/FOLDER"
+        )
+    for key, value in cfg.settings.items():
+        if key not in model.settings:
+            raise ValueError(unknown(f"settings.{key}", [f"settings.{k}" for k in model.settings]))
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        model.set_sampling(**{str(key): value})
+    return model
+
+
+def provenance(model: TextToImage, file: Path, cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "generated": "by a machine, with salon " + __version__,
+        "model": type(model).__name__,
+        "checkpoint": str(file),
+        "checkpoint_sha256": checkpoint.digest(file),
+        "settings": json.dumps({**model.settings, "ema": bool(cfg.ema)}),
+    }
+
+
+def slug(caption: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]

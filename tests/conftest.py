@@ -1,0 +1,98 @@
+"""Miniature worlds: shards of small pictures in a temporary folder, and configs of small models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+# Few threads: the tests are many small computations, and the machine may be shared.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# A data set of 16-px pictures, and stages of a few batches: everything real, and small.
+MINI_DATA = [
+    "data.resolution=16",
+    "data.samples={train: 96, val: 32, test: 32, heldout: 32}",
+    "data.shard_size=24",
+    "data.val_samples=16",
+    "data.window=20",
+]
+MINI_STAGES = [
+    'text.overrides=["model.tower.image_layers=1","model.tower.text_layers=1","batch_size=8",'
+    '"budget.batches=2","budget.validate_every=2"]',
+]
+MINI_AUTOENCODER = [
+    'model.autoencoder.overrides=["model.network.channels=[16]","model.network.latent_channels=4",'
+    '"batch_size=8","budget.batches=2","budget.validate_every=2"]',
+]
+MINI_RUN = [
+    "batch_size=8",
+    "budget={batches: 4, validate_every: 2, checkpoint_every: 2}",
+    "callbacks.quality.images=16",
+    "callbacks.samples.number=2",
+    "logger=csv",
+]
+MINI_MODELS = {
+    "latent_diffusion/tiny": [
+        *MINI_AUTOENCODER, "model.unet.channels=[16,32]", "model.unet.head_dim=8", "model.steps=3",
+        "model.scale_batches=2",
+    ],
+    "cvae/tiny": ["model.channels=[16,16]", "model.width=32", "model.latent=4"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's shards and stages lie: rendered and trained once."""
+    return tmp_path_factory.mktemp("mini")
+
+
+@pytest.fixture
+def hydra_conf() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def mini(hydra_conf: None, mini_root: Path) -> Callable[..., DictConfig]:
+    """The composed config of a model on the miniature data set."""
+
+    def make(model: str, *overrides: str) -> DictConfig:
+        return compose("train", mini_overrides(model, mini_root) + list(overrides))
+
+    return make
+
+
+def mini_overrides(model: str, root: Path) -> list[str]:
+    places = [f"data.root={root}/data", f"stages_dir={root}/stages"]
+    return [
+        f"model={model}", *MINI_DATA, *MINI_STAGES, *MINI_MODELS[model], *MINI_RUN, *places,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def offline_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """W&B without an account, a network or anything left in the home folder."""
+    for name in ("WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    yield tmp_path
+    import wandb
+
+    wandb.finish()
+    wandb.teardown()

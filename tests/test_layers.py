@@ -1,0 +1,118 @@
+"""The walls of the house: arrows point down, there is no circle, and third parties keep their rooms.
+
+Imports inside functions count too.
+"""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src" / "salon"
+
+# What each room may import of ours. A room not named here may import nothing of ours.
+ROOMS: dict[str, set[str]] = {
+    "types": set(),
+    "shapes": set(),
+    "nn": {"types"},
+    "losses": {"types"},
+    "diffusion": {"types"},
+    "text": {"nn", "types"},
+    "data": {"shapes", "types"},
+    "metrics": {"shapes", "text", "types"},
+    "models": {"losses", "diffusion", "nn", "text", "types"},
+    "pictures": {"metrics"},
+    "jury": {"models", "metrics", "text", "types"},
+    "callbacks": {"jury", "models", "metrics", "pictures"},
+    "config": set(),
+    "checkpoint": {"config", "models"},
+    "stages": {"checkpoint", "config"},
+    "run": {"callbacks", "checkpoint", "config", "models", "stages"},
+    "draw": {"checkpoint", "config", "models", "pictures", "salon"},
+    "salon": set(),
+}
+# Doors join everything, and nothing imports them.
+DOORS = {"salon.jury.evaluate", "salon.jury.__main__"}
+THIRD_PARTIES: dict[str, set[str]] = {
+    "hydra": {"config", "stages", "run"},
+    "omegaconf": {"config", "stages", "run", "draw"},
+    "wandb": {"callbacks"},
+    "webdataset": {"data"},
+    "open_clip": {"text", "metrics"},
+    "torchmetrics": {"metrics"},
+    "diffusers": set(),
+    "transformers": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(SRC.rglob("*.py")):
+        parts = ("salon", *path.relative_to(SRC).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it; a name of a package counts as its module."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where an arrow points"
+            assert node.module is not None
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in MODULES else node.module)
+    return found
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - DOORS))
+def test_arrows_point_down(module: str) -> None:
+    here = room(module)
+    ours = {name for name in imports(MODULES[module]) if name.split(".")[0] == "salon"}
+    assert not ours & DOORS, f"{module} imports a door"
+    above = {name for name in ours if room(name) not in ROOMS[here] | {here}}
+    assert not above, f"{module} may import {sorted(ROOMS[here])}, not {sorted(above)}"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - DOORS))
+def test_third_parties_keep_their_rooms(module: str) -> None:
+    tops = {name.split(".")[0] for name in imports(MODULES[module])}
+    for party, rooms in THIRD_PARTIES.items():
+        assert party not in tops or room(module) in rooms, f"{module} imports {party}"
+
+
+def test_a_family_imports_no_family() -> None:
+    shared = {"salon.models", "salon.models.base", "salon.models.schedules"}
+    for module, path in MODULES.items():
+        if room(module) == "models":
+            families = {n for n in imports(path) if room(n) == "models" and n.startswith("salon.")}
+            assert families <= shared, f"{module} imports {sorted(families - shared)}"
+
+
+def test_no_circles() -> None:
+    ours = {m: {n for n in imports(p) if n in MODULES and n != m} for m, p in MODULES.items()}
+    TopologicalSorter(ours).prepare()  # raises CycleError
+
+
+def test_every_room_is_known() -> None:
+    assert {room(module) for module in MODULES} == set(ROOMS)
+    assert set(MODULES) >= DOORS
+
+
+def test_files_have_their_size() -> None:
+    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 430}
+    assert not long
