@@ -32,6 +32,7 @@ def ours() -> nn.Module:
         head_dim=None,
         context_dim=CONTEXT,
         depth=1,
+        pooled_dim=None,
     )
 
 

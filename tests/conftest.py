@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import salon  # noqa: F401, I001  (before torch: it says how threads wait)
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-# Few threads: the tests are many small computations, and the machine may be shared.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+torch.set_num_threads(2)  # the tests are many small computations
 
 # A data set of 16-px pictures, and stages of a few batches: everything real, and small.
 MINI_DATA = [
@@ -46,11 +46,6 @@ MINI_MODELS = {
     ],
     "cvae/tiny": ["model.channels=[16,16]", "model.width=32", "model.latent=4"],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

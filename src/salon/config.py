@@ -74,17 +74,27 @@ def _check_arguments(node: dict[str, Any], where: str, given: Mapping[str, Any])
             f"under salon., and {', '.join(sorted(ALLOWED))}. A checkpoint or config that asks "
             "for something else may be hostile; do not use it unless you trust who made it"
         )
-    parameters = inspect.signature(_locate(target, where)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+    found = _locate(target, where)
+    known = _parameters(found)
     for key in node:
-        if key not in RESERVED and key not in parameters:
-            raise ValueError(unknown(f"{where}.{key}", [f"{where}.{name}" for name in parameters]))
+        if key not in RESERVED and key not in known:
+            raise ValueError(unknown(f"{where}.{key}", [f"{where}.{name}" for name in known]))
     if not node.get(PARTIAL):
-        for name, parameter in parameters.items():
-            missing = name not in node and name not in given
-            if missing and parameter.default is parameter.empty:
+        for name, parameter in inspect.signature(found).parameters.items():
+            required = parameter.default is parameter.empty and name in known
+            if required and name not in node and name not in given:
                 raise ValueError(f"{where}.{name} is missing; {target} needs it")
+
+
+def _parameters(target: Any) -> list[str]:
+    """What a constructor takes, with what it hands on to its base class by **keywords."""
+    found: list[str] = []
+    for step in target.__mro__ if inspect.isclass(target) else (target,):
+        own = inspect.signature(step).parameters
+        found += [n for n, p in own.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    return found
 
 
 def _locate(target: str, where: str) -> Any:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from salon import checkpoint, stages
-from salon.callbacks.loggers import MetricsCsv, WandbOnClock, logged_in
+from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
 from salon.callbacks.save import SaveLast
 from salon.config import TARGET, build, flatten, to_plain, unknown
 from salon.models.base import Trainee, chance
@@ -147,7 +147,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     ]
     # Last, so that what the others have to save is up to date.
     path = folder / checkpoint.LAST
-    return [*made, SaveLast(path=path, every=cfg.budget.checkpoint_every)]
+    return [Rewind(), *made, SaveLast(path=path, every=cfg.budget.checkpoint_every)]
 
 
 def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:

@@ -19,6 +19,7 @@ SD = {
     "blocks": 2,
     "attention": (True, True, True, False),
     "depth": 1,
+    "pooled_dim": None,
 }
 SMALL = {
     "in_channels": 4,
@@ -30,6 +31,7 @@ SMALL = {
     "head_dim": None,
     "context_dim": 16,
     "depth": 1,
+    "pooled_dim": None,
 }
 BARS = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -225,3 +227,13 @@ def test_impossible_configs(changes: dict, message: str) -> None:
 
 def test_a_level_that_does_not_attend_need_not_divide_into_heads() -> None:
     UNet(**{**SMALL, "channels": (36, 64), "attention": (False, False), "heads": 8})
+
+
+def test_the_pooled_text_reaches_every_pixel_through_the_time() -> None:
+    model = small(pooled_dim=5)
+    x, t, context = inputs(2)
+    pooled = torch.randn(2, 5, generator=torch.Generator().manual_seed(2))
+    changed = pooled + torch.tensor([[0.0], [1.0]]) * torch.arange(5)
+    out, other = model(x, t, context, pooled=pooled), model(x, t, context, pooled=changed)
+    assert torch.equal(out[0], other[0])
+    assert (out[1] != other[1]).all()

@@ -1,12 +1,13 @@
 """What a run costs: images per second, seconds, operations, parameters, peak memory.
 
-Seconds and images per second are of training alone; validation, sampling and metrics are not in
-them. They go on counting when a run is resumed.
+Seconds and images per second are of training steps alone; validation, sampling, metrics and
+waiting for data are not in them. They go on counting when a run is resumed.
 """
 
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from typing import Any
 
@@ -20,11 +21,11 @@ from salon.models.base import TextToImage, Trainee
 class Cost(Callback):
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.images = 0  # trained in these seconds, on this rank
         self.train_flops_per_image: float | None = None  # forward, backward and frozen parts
         self.sample_flops_per_image: float | None = None
         self._began: float | None = None
         self._count: FlopCount | None = None
-        self._speed: tuple[float, int] | None = None  # seconds and images at the last report
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # The first batch of a process is counted and, being the slow one, not timed.
@@ -44,6 +45,7 @@ class Cost(Callback):
             self._count = None
         if self._began is not None:
             self.seconds += time.perf_counter() - self._began
+            self.images += len(batch.images)
             self._began = None
 
     def on_exception(
@@ -63,9 +65,6 @@ class Cost(Callback):
             logger.log_metrics(self.report(trainer, pl_module))
 
     def report(self, trainer: Trainer, module: Trainee) -> dict[str, float]:
-        images = module.images_seen
-        seconds, before = self._speed or (0.0, 0)
-        self._speed = (self.seconds, images)
         told: dict[str, float] = {
             "cost/seconds": self.seconds,
             "cost/parameters": sum(p.numel() for p in module.parameters()),
@@ -74,24 +73,25 @@ class Cost(Callback):
             ),
             "cost/peak_memory_mb": peak_memory(module.device) / 2**20,
         }
-        if self.seconds > seconds:
-            told["cost/images_per_second"] = (images - before) / (self.seconds - seconds)
+        if self.seconds:
+            told["cost/images_per_second"] = self.images * trainer.world_size / self.seconds
         if self.train_flops_per_image is not None:
             told["cost/train_flops_per_image"] = self.train_flops_per_image
-            told["cost/train_flops"] = self.train_flops_per_image * images
+            told["cost/train_flops"] = self.train_flops_per_image * module.images_seen
         if self.sample_flops_per_image is not None:
             told["cost/sample_flops_per_image"] = self.sample_flops_per_image
         return told
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "images": self.images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = state_dict["seconds"]
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
 
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's allocations, or of the process where there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,18 +6,21 @@ Lightning's x-axis is its `global_step`, which runs faster the more optimisers a
 from __future__ import annotations
 
 import csv
+import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import wandb
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from salon import pictures
+from salon.models.base import Trainee
 
 Clock = Callable[[], dict[str, int]]
 # Where wandb keeps what it has not uploaded yet: with the run, so that a folder can be moved whole.
@@ -36,10 +39,10 @@ class WandbOnClock(WandbLogger):
 
     def close(self, *, failed: bool) -> None:
         """Always to be called: jobs of one multirun share a process, and would share a run."""
-        self.experiment.finish(exit_code=1 if failed else 0)
-        for name in HOMES:
-            if os.environ.get(name, "").startswith(str(self.save_dir)):
-                del os.environ[name]
+        try:
+            self.experiment.finish(exit_code=1 if failed else 0)
+        finally:
+            _leave(Path(str(self.save_dir)))
 
 
 def wandb_logger(
@@ -58,36 +61,52 @@ def wandb_logger(
     modes = ("auto", "online", "offline", "disabled")
     if mode not in modes:
         raise ValueError(f"logger.mode={mode!r}; expected one of {', '.join(modes)}")
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    # Before anything of wandb is asked: its service reads them when it starts.
     for home in HOMES:
         os.environ.setdefault(home, str(folder / "wandb" / home.split("_")[1].lower()))
-    run = wandb.init(
-        project=project, entity=entity, group=group, name=name, tags=list(tags), config=config,
-        job_type=job_type, dir=str(folder), mode=mode,  # type: ignore[arg-type]
-        settings=wandb.Settings(silent=True, console="off"),
-    )  # fmt: skip
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    try:
+        run = wandb.init(
+            project=project, entity=entity, group=group, name=name, tags=list(tags), config=config,
+            job_type=job_type, dir=str(folder), mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True, console="off"),
+        )  # fmt: skip
+    except BaseException:
+        _leave(folder)
+        raise
     run.define_metric("images_seen", hidden=True)
     run.define_metric("*", step_metric="images_seen")
     return WandbOnClock(experiment=run, save_dir=str(folder))
 
 
+def _leave(folder: Path) -> None:
+    """The next run of this process keeps its files in its own folder."""
+    for name in HOMES:
+        if folder in Path(os.environ.get(name, "")).parents:
+            del os.environ[name]
+
+
 def logged_in() -> bool:
     """Whether wandb has a key: in its environment variable, or where `wandb login` leaves it."""
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.setup().settings.api_key or _netrc())
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    settings = wandb.setup().settings
+    return bool(settings.api_key) or _netrc(str(urlparse(settings.base_url).hostname))
 
 
-def _netrc() -> bool:
+def _netrc(host: str) -> bool:
     try:
-        return "api.wandb.ai" in (Path.home() / ".netrc").read_text()
-    except OSError:
+        found = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
         return False
+    return found is not None
 
 
 class MetricsCsv(Logger):
-    """`metrics.csv`: a row for each moment that something was logged; empty where nothing was.
+    """`metrics.csv`: a row for each batch that something was logged after; empty where nothing was.
 
-    A resumed run keeps the rows up to its checkpoint and goes on below them.
+    A resumed run keeps the rows up to its checkpoint and goes on below them (`Rewind`).
     """
 
     clock: Clock | None = None
@@ -137,6 +156,16 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+class Rewind(Callback):
+    """Takes `metrics.csv` back to where training starts: the checkpoint's batch, or the first."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Trainee)
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.rewind(pl_module.batches_seen)
 
 
 def log_pictures(

@@ -16,6 +16,11 @@ class Quality(Callback):
     """Does nothing for a model that is no `TextToImage` (a stage)."""
 
     def __init__(self, *, images: int, batch_size: int, distance: MakeDistance) -> None:
+        if images < 2:
+            raise ValueError(
+                f"callbacks.quality.images={images}; expected at least 2. To measure nothing: "
+                "callbacks.quality=null"
+            )
         self.images, self.batch_size, self.distance = images, batch_size, distance
         self._shown: Exhibits | None = None
 

@@ -23,6 +23,11 @@ class Samples(Callback):
         number: int,  # of prompts
         seeds: list[int],  # each prompt is drawn once with each
     ) -> None:
+        if number < 1 or not seeds:
+            raise ValueError(
+                f"callbacks.samples.number={number}, callbacks.samples.seeds={seeds}; expected at "
+                "least one of each. To draw nothing: callbacks.samples=null"
+            )
         self.folder, self.prompts, self.number, self.seeds = folder, prompts, number, seeds
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,7 +16,7 @@ class SaveLast(Callback):
 
     def __init__(self, *, path: Path, every: int) -> None:
         if every < 1:
-            raise ValueError(f"budget.checkpoint_every={every}; expected a number of batches")
+            raise ValueError(f"budget.checkpoint_every={every}; expected at least 1 batch")
         self.path, self.every = path, every
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

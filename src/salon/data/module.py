@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from torch.utils.data import DataLoader
 
 from salon.data import shapes
 from salon.data.shards import (
+    BadSample,
+    Encoded,
     FixedSplit,
     Reader,
     TrainStream,
-    count,
+    caption_of,
+    count_up_to,
     encoded,
     expand,
 )
 from salon.types import Batch, Prompt
+
+log = logging.getLogger(__name__)
 
 
 class ShardData(LightningDataModule):
@@ -68,8 +74,11 @@ class ShardData(LightningDataModule):
     @property
     def identity(self) -> str:
         """Ten hex digits for what a model trained on this data has seen: shards and resolution."""
-        told = [[Path(s).name, Path(s).stat().st_size] for s in self.shards("train")]
+        shards = self.shards("train")
+        told = [[Path(s).name, Path(s).stat().st_size] for s in shards]
         digest = hashlib.sha256(json.dumps([told, self.resolution]).encode())
+        with open(shards[0], "rb") as first:  # tars are padded, so equal sizes are common
+            digest.update(first.read(1 << 20))
         return digest.hexdigest()[:10]
 
     def has(self, split: str) -> bool:
@@ -88,6 +97,12 @@ class ShardData(LightningDataModule):
                 f"{ranks} ranks x {max(1, self.workers)} workers do not divide. Set data.lanes to "
                 f"a multiple of {stride}, at most the number of shards, or lower data.workers"
             )
+        wanted = self.batch_size * ranks
+        if (found := count_up_to(wanted, shards)) < wanted:
+            raise ValueError(
+                f"data.train has {found} samples, fewer than one batch of {self.batch_size} for "
+                f"{ranks} ranks. Lower the batch size: batch_size=N"
+            )
         stream = TrainStream(
             shards, self.reader, batch_size=self.batch_size, seed=self.seed, lanes=lanes,
             window=self.window, rank=rank, ranks=ranks, start=self._start * ranks,
@@ -99,12 +114,13 @@ class ShardData(LightningDataModule):
         rank = self.trainer.global_rank if self.trainer else 0
         shards = self.shards("val")
         wanted = self.batch_size * ranks
-        steps = min(self.val_samples, sum(map(count, shards))) // wanted
+        found = count_up_to(self.val_samples, shards)
+        steps = found // wanted
         if not steps:
             raise ValueError(
-                f"data.val_samples={self.val_samples} and the {sum(map(count, shards))} samples of "
-                f"data.val make no whole batch of {self.batch_size} for {ranks} ranks. Lower the "
-                "batch size: batch_size=N"
+                f"data.val gives {found} samples (data.val_samples={self.val_samples} at most), "
+                f"fewer than one batch of {self.batch_size} for {ranks} ranks. Lower the batch "
+                "size: batch_size=N"
             )
         split = FixedSplit(
             shards, self.reader, batch_size=self.batch_size, batches=steps * ranks,
@@ -121,18 +137,10 @@ class ShardData(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        return {
-            "batches": total.processed,
-            "batch_size": self.batch_size,
-            "ranks": trainer.world_size,
-        }
+        return {"batches": total.processed, **self._told()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here = {
-            "batch_size": self.batch_size,
-            "ranks": self.trainer.world_size if self.trainer else 1,
-        }
-        for key, value in here.items():
+        for key, value in self._told().items():
             if state_dict[key] != value:
                 raise ValueError(
                     f"resume: the run was trained with {key}={state_dict[key]} and is now asked to "
@@ -141,33 +149,49 @@ class ShardData(LightningDataModule):
                 )
         self._start = state_dict["batches"]
 
+    def _told(self) -> dict[str, Any]:
+        """What the sequence of a rank's batches depends on."""
+        return {
+            "batch_size": self.batch_size,
+            "ranks": self.trainer.world_size if self.trainer else 1,
+            "seed": self.seed,
+            "lanes": self.lanes,
+            "window": self.window,
+            "identity": self.identity,
+        }
+
     # -- for everybody else ------------------------------------------------------------------
 
     def batches(self, split: str, number: int) -> Iterator[Batch]:
         """The first batches of a split, the same on every rank; fewer where it has fewer."""
         shards = self.shards(split)
-        number = min(number, sum(map(count, shards)) // self.batch_size)
+        number = count_up_to(number * self.batch_size, shards) // self.batch_size
         yield from FixedSplit(shards, self.reader, batch_size=self.batch_size, batches=number)
 
     def captions(self, split: str, limit: int) -> Iterator[str]:
         """The captions of a split, at most `limit`, without decoding a picture."""
-        for sample in itertools.islice(self._records(split), limit):
-            if "txt" in sample:
-                yield sample["txt"].decode("utf-8", errors="ignore").strip()
+        return itertools.islice((caption for caption, _ in self._captioned(split)), limit)
 
     def prompts(self, split: str, limit: int) -> list[Prompt]:
         """What to draw: each json's `prompt` where it stands (described exactly), or the txt."""
-        found = []
-        for sample in itertools.islice(self._records(split), limit):
-            told = json.loads(sample["json"]).get("prompt") if "json" in sample else None
-            if told is not None:
-                found.append(Prompt(told["caption"], told["asked"]))
-            elif "txt" in sample:
-                found.append(Prompt(sample["txt"].decode("utf-8", errors="ignore").strip(), None))
-        return found
+        samples = itertools.islice(self._captioned(split), limit)
+        return [_exact(sample) or Prompt(caption, None) for caption, sample in samples]
 
-    def _records(self, split: str) -> Iterator[dict[str, Any]]:
-        return itertools.chain.from_iterable(map(encoded, self.shards(split)))
+    def _captioned(self, split: str) -> Iterator[tuple[str, Encoded]]:
+        for sample in itertools.chain.from_iterable(map(encoded, self.shards(split))):
+            try:
+                yield caption_of(sample), sample
+            except BadSample as reason:
+                log.warning("skipped a bad sample, %s", reason)
+
+
+def _exact(sample: Encoded) -> Prompt | None:
+    """The json's own prompt; most data sets have none, and some have no valid json."""
+    try:
+        told = json.loads(sample["json"])["prompt"]
+        return Prompt(told["caption"], told["asked"])
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return None
 
 
 class ShapesData(ShardData):
@@ -184,6 +208,11 @@ class ShapesData(ShardData):
         resolution: int,
         **stream: Any,  # the rest of ShardData's
     ) -> None:
+        if set(samples) != set(shapes.SPLITS) or min(samples.values()) < 1:
+            raise ValueError(
+                f"data.samples={dict(samples)}: expected at least 1 for each of the splits "
+                f"{', '.join(shapes.SPLITS)}"
+            )
         settings = shapes.ShapesSettings(
             resolution, world_seed, dict(samples), shard_size, phrasings
         )

@@ -55,9 +55,9 @@ def prepare(root: Path, settings: ShapesSettings) -> Path:
     Raises ValueError where `root` cannot be written.
     """
     folder = root / f"shapes-{settings.identity}"
-    if folder.exists():
-        return folder
     try:
+        if folder.exists():
+            return folder
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".shapes-{settings.identity}.lock"):
             if not folder.exists():
@@ -86,7 +86,11 @@ def _write_all(folder: Path, settings: ShapesSettings) -> None:
                 _write_shard(folder / split, shard, split, indices, settings)
                 progress.advance(task, len(indices))
     (folder / "dataset.json").write_text(
-        json.dumps({"name": "shapes", "world": world.VERSION, **settings._asdict()}, indent=2)
+        json.dumps(
+            {"name": "shapes", "world": world.VERSION, **settings._asdict()},
+            indent=2,
+            sort_keys=True,  # as in the identity: the order of the splits says nothing
+        )
     )
 
 

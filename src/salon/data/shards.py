@@ -17,6 +17,8 @@ import io
 import itertools
 import json
 import logging
+import os
+import struct
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 import webdataset as wds
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import IterableDataset, get_worker_info
 
 from salon.types import Batch
@@ -35,6 +37,13 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 PICTURES = ("png", "jpg", "jpeg", "webp")
+MEMBERS = (*PICTURES, "txt", "json")  # whatever else a shard holds is not even read
+# What Pillow raises on a broken file; anything else is a mistake of ours and shall be seen.
+UNREADABLE = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+PATIENCE = 1000  # bad samples in a row: then it is the data that is wrong, not a sample
 Encoded = dict[str, Any]  # extension -> bytes, and webdataset's __key__ and __url__
 
 
@@ -78,11 +87,40 @@ def encoded(shard: str) -> Iterator[Encoded]:
     """The samples of a shard, undecoded, in the order in which they stand.
 
     A shard that breaks off is a warning, and what stands before the break is kept.
+
+    Members are grouped by webdataset: a key ends at its first dot, and members of one key stand
+    together. Names that keep to neither come out as samples without a picture or a caption.
     """
+    return wds.tariterators.group_by_keys(_members(shard), handler=_first_stays)
+
+
+def _members(shard: str) -> Iterator[dict[str, Any]]:
     try:
-        yield from wds.tarfile_to_samples(handler=wds.reraise_exception)([{"url": shard}])
+        # Opened here: webdataset's own opener would run a file name that begins with `pipe:`.
+        with open(shard, "rb") as stream:
+            yield from wds.tariterators.tar_file_expander(
+                [{"url": shard, "stream": stream}],
+                handler=wds.reraise_exception,
+                select_files=_is_known,
+            )
+            # A cut between two members looks like an end to tarfile; an end is 1,024 zeros.
+            stream.seek(-1024, os.SEEK_END)
+            if any(stream.read()):
+                raise tarfile.ReadError("no end-of-archive mark")
     except (tarfile.TarError, OSError, ValueError) as error:
         log.warning("shard %s breaks off and is left there: %s", shard, error)
+
+
+def _is_known(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in MEMBERS
+
+
+def _first_stays(error: Exception) -> bool:
+    """Goes on after a name that stands twice in a sample, for which webdataset has ValueError."""
+    if not isinstance(error, ValueError):
+        raise error
+    log.warning("the first of two members stays: %s", error.args[0])
+    return True
 
 
 @functools.lru_cache(maxsize=4096)
@@ -94,25 +132,58 @@ def count(shard: str) -> int:
     return sum(1 for _ in encoded(shard))
 
 
+def count_up_to(wanted: int, shards: Iterable[str]) -> int:
+    """How many samples the shards hold, looked into no further than `wanted` needs."""
+    found = 0
+    for shard in shards:
+        found += count(shard)
+        if found >= wanted:
+            return wanted
+    return found
+
+
+def caption_of(sample: Encoded) -> str:
+    """Raises BadSample where there is none, where it is blank, and where it is not UTF-8."""
+    if "txt" not in sample:
+        raise BadSample(f"{_place(sample)}: it has no .txt, only {_names(sample)}")
+    try:
+        caption = sample["txt"].decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample(f"{_place(sample)}: the caption is not UTF-8 ({error})") from error
+    if not caption:
+        raise BadSample(f"{_place(sample)}: the caption is empty")
+    return caption
+
+
+def _place(sample: Encoded) -> str:
+    return f"{sample['__url__']}:{sample['__key__']}"
+
+
+def _names(sample: Encoded) -> str:
+    return ", ".join(f".{name}" for name in sample if not name.startswith("__")) or "nothing"
+
+
 def decode(sample: Encoded, *, resolution: int, max_pixels: int) -> Sample:
     """Shorter side to `resolution` (bicubic, antialiased), then the central square.
 
     Raises BadSample.
     """
-    key = f"{sample['__url__']}:{sample['__key__']}"
+    caption = caption_of(sample)
     picture = next((sample[name] for name in PICTURES if name in sample), None)
-    if picture is None or "txt" not in sample:
-        raise BadSample(f"{key}: a sample needs a picture ({', '.join(PICTURES)}) and a .txt")
+    if picture is None:
+        raise BadSample(f"{_place(sample)}: it has no {', '.join(PICTURES)}, only {_names(sample)}")
     try:
-        caption = sample["txt"].decode("utf-8").strip()
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise BadSample(f"{key}: {image.width}x{image.height} is over data.max_pixels")
+                raise BadSample(
+                    f"{_place(sample)}: {image.width}x{image.height} is over data.max_pixels"
+                )
+            # A JPEG is decoded at 1/2, 1/4 or 1/8 where twice the resolution is left to resize.
+            image.draft(None, (2 * resolution, 2 * resolution))
+            ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(_square(_to_rgb(image), resolution))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadSample(f"{key}: {error}") from error
-    if not caption:
-        raise BadSample(f"{key}: the caption is empty")
+    except UNREADABLE as error:
+        raise BadSample(f"{_place(sample)}: {error}") from error
     return Sample(pixels, caption, sample["__key__"])
 
 
@@ -151,12 +222,25 @@ class Reader(NamedTuple):
     max_pixels: int
 
     def good(self, samples: Iterable[Encoded]) -> Iterator[Sample]:
-        """Decoded samples; a bad one is skipped with a warning that says why."""
+        """Decoded samples; a bad one is skipped with a warning that says why.
+
+        Raises ValueError after PATIENCE bad ones in a row.
+        """
+        bad = 0
         for sample in samples:
             try:
-                yield decode(sample, resolution=self.resolution, max_pixels=self.max_pixels)
+                decoded = decode(sample, resolution=self.resolution, max_pixels=self.max_pixels)
             except BadSample as reason:
                 log.warning("skipped a bad sample, %s", reason)
+                bad += 1
+                if bad == PATIENCE:
+                    raise ValueError(
+                        f"{bad:,} bad samples in a row, the last {reason}. Leave this shard out, "
+                        "or mend what it is made of"
+                    ) from reason
+            else:
+                bad = 0
+                yield decoded
 
 
 class TrainStream(IterableDataset[Batch]):
@@ -191,11 +275,13 @@ class TrainStream(IterableDataset[Batch]):
         for unit in itertools.count(first, stride):
             lane = unit % self.lanes
             if lane not in streams:
-                streams[lane] = itertools.islice(self._lane(lane), unit // self.lanes, None)
+                streams[lane] = self._lane(lane, unit // self.lanes)
             yield next(streams[lane])
 
-    def _lane(self, lane: int) -> Iterator[Batch]:
+    def _lane(self, lane: int, first: int) -> Iterator[Batch]:
+        """The lane's batches from its `first` on; those before it are read and passed over."""
         samples = self.reader.good(self._shuffled(lane))
+        samples = itertools.islice(samples, first * self.batch_size, None)
         while True:
             yield collate(list(itertools.islice(samples, self.batch_size)))
 
@@ -211,15 +297,16 @@ class TrainStream(IterableDataset[Batch]):
         """The lane's shards, pass after pass; each pass deals all shards anew to the lanes."""
         for passage in itertools.count():
             order = np.random.default_rng([self.seed, 0, passage]).permutation(len(self.shards))
-            found = 0
+            found = False
             for index in order[lane :: self.lanes]:
                 for sample in encoded(self.shards[index]):
-                    found += 1
+                    found = True
                     yield sample
-            if not found:
+            # An empty shard among others is no harm: the next pass deals this lane another one.
+            if not found and not any(any(encoded(shard)) for shard in self.shards):
                 raise ValueError(
-                    "data.train: a whole pass over the shards of a lane gave no sample. Look into "
-                    f"one: tar tf {self.shards[order[lane]]}"
+                    f"data.train: no sample in any of {len(self.shards)} shards. Look into one: "
+                    f"tar tf {self.shards[0]}"
                 )
 
 
@@ -248,9 +335,10 @@ class FixedSplit(IterableDataset[Batch]):
             batch = list(itertools.islice(samples, self.batch_size))
             if len(batch) < self.batch_size:
                 raise ValueError(
-                    f"{self.shards[0]} and its neighbours hold fewer good samples than their "
-                    f"_stats say: {number} whole batches of {self.batch_size}, expected "
-                    f"{self.batches}. Ask for fewer: data.val_samples={number * self.batch_size}"
+                    f"{self.shards[0]} and its neighbours hold fewer good samples than "
+                    f"they count: {number} whole batches of {self.batch_size}, expected "
+                    f"{self.batches}. Ask for fewer (for validation: "
+                    f"data.val_samples={number * self.batch_size})"
                 )
             if number % self.ranks == self.rank:
                 yield collate(batch)

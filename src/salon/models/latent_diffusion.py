@@ -45,7 +45,8 @@ class LatentDiffusion(TextToImage):
         *,
         autoencoder: AutoencoderKL,  # frozen
         text: TextTower,  # frozen
-        unet: Callable[..., UNet],  # given in_channels, out_channels and context_dim
+        unet: Callable[..., UNet],  # given in_channels, out_channels, context_dim, pooled_dim
+        pooled: bool,  # whether the U-Net's time embedding gets the pooled text
         process: Process,
         resolution: int,
         drop: float,  # share of captions that the null text replaces in training
@@ -68,7 +69,12 @@ class LatentDiffusion(TextToImage):
         self.autoencoder, self.text = autoencoder, text
         self.keep_frozen(autoencoder, text)
         channels = autoencoder.latent_channels
-        self.unet = unet(in_channels=channels, out_channels=channels, context_dim=text.width)
+        self.unet = unet(
+            in_channels=channels,
+            out_channels=channels,
+            context_dim=text.width,
+            pooled_dim=text.pooled_width if pooled else None,
+        )
         self.process, self.drop, self.scale_batches = process, drop, scale_batches
         side = resolution // autoencoder.factor
         self.resolution, self.shape = resolution, (channels, side, side)
@@ -117,7 +123,7 @@ class LatentDiffusion(TextToImage):
     # -- training -----------------------------------------------------------------------------
 
     def network(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
-        return self.unet(x, t, text.tokens, text.mask)
+        return self.unet(x, t, text.tokens, text.mask, text.pooled)
 
     def null(self) -> Text:
         return self.text([""])

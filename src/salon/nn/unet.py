@@ -101,6 +101,7 @@ class UNet(nn.Module):
         head_dim: int | None,  # channels of a head at every level; or None, and heads decides
         context_dim: int,  # D
         depth: int,  # transformer blocks of an attention
+        pooled_dim: int | None,  # D' of a vector added to the time embedding; None = without
     ) -> None:
         super().__init__()
         if len(attention) != len(channels):
@@ -110,6 +111,13 @@ class UNet(nn.Module):
             )
         width = 4 * channels[0]  # E
         self.time = TimeEmbedding(features=channels[0], width=width)
+        # GLIDE (Nichol et al. 2022) and SDXL (Podell et al. 2023) tell the time embedding what the
+        # whole caption says; Stable Diffusion v1 does not.
+        self.pooled = (
+            None
+            if pooled_dim is None
+            else nn.Sequential(nn.LayerNorm(pooled_dim), nn.Linear(pooled_dim, width))
+        )
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
 
         def res(inputs: list[int], c: int) -> list[ResBlock]:
@@ -150,6 +158,7 @@ class UNet(nn.Module):
         t: Tensor,  # (N,) in [0, 1]
         context: Tensor,  # (N, L, D)
         mask: Tensor | None = None,  # (N, L) bool, False where a token is padding
+        pooled: Tensor | None = None,  # (N, D')
     ) -> Tensor:
         factor = 2 ** (len(self.down) - 1)
         if x.shape[2] % factor or x.shape[3] % factor:
@@ -157,7 +166,10 @@ class UNet(nn.Module):
                 f"unet: {x.shape[2]} x {x.shape[3]} does not divide by {factor}, which "
                 f"{len(self.down)} levels need; change the resolution or give channels fewer levels"
             )
-        e = F.silu(self.time(TIME_SCALE * t.float()))  # (N, E)
+        e = self.time(TIME_SCALE * t.float())  # (N, E)
+        if self.pooled is not None:
+            e = e + self.pooled(pooled)
+        e = F.silu(e)
         if mask is not None:
             context = hide(context, mask)
 

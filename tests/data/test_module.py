@@ -1,0 +1,249 @@
+"""The data module: loaders for the Trainer, resuming, prompts and captions for everybody else."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from salon.data.module import ShapesData, ShardData
+from tars import encode, folder_of, good, noise, write_shard
+
+STREAM = {
+    "batch_size": 4, "val_samples": 20, "seed": 0, "lanes": 4, "window": 5, "workers": 0,
+    "max_pixels": 10**6,
+}  # fmt: skip
+
+
+def data(
+    train: Any, *, rank: int = 0, ranks: int = 1, batches: int = 0, **changes: Any
+) -> ShardData:
+    """The module as a Trainer would hold it after so many batches."""
+    settings = {"val": train, "test": None, "heldout": None, "resolution": 8, **STREAM, **changes}
+    module = ShardData(train=train, **settings)
+    progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
+    module.trainer = SimpleNamespace(
+        world_size=ranks,
+        global_rank=rank,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+    )
+    return module
+
+
+def keys(batches: Any, number: int = 99) -> list[list[str]]:
+    return [batch.keys for batch in itertools.islice(batches, number)]
+
+
+@pytest.fixture
+def folder(six_shards: Path) -> str:
+    return str(six_shards)
+
+
+# -- training ----------------------------------------------------------------------------------
+
+
+def test_ranks_and_workers_divide_one_sequence(folder: str) -> None:
+    whole = keys(data(folder).train_dataloader(), 16)
+    parts = [keys(data(folder, rank=r, ranks=2).train_dataloader(), 8) for r in range(2)]
+    assert [part[i] for i in range(8) for part in parts] == whole
+    assert keys(data(folder, workers=2, rank=1, ranks=2).train_dataloader(), 8) == whole[1::2]
+    assert keys(data(folder, seed=1).train_dataloader(), 16) != whole
+
+
+def test_without_a_trainer_it_is_a_single_rank(folder: str) -> None:
+    module = data(folder)
+    whole = keys(module.train_dataloader(), 4)
+    module.trainer = None
+    assert keys(module.train_dataloader(), 4) == whole
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_resumed_run_goes_on_where_it_stopped(folder: str, ranks: int) -> None:
+    for rank in range(ranks):
+        whole = keys(data(folder, rank=rank, ranks=ranks).train_dataloader(), 11)
+        state = data(folder, rank=rank, ranks=ranks, batches=5).state_dict()
+        state = json.loads(json.dumps(state))  # it is plain: a safe checkpoint can hold it
+        resumed = data(folder, rank=rank, ranks=ranks)
+        resumed.load_state_dict(state)
+        assert keys(resumed.train_dataloader(), 6) == whole[5:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 8}, {"ranks": 2}, {"seed": 1}, {"lanes": 2}, {"window": 6}, {"resolution": 16}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_sequence_cannot_be_resumed(folder: str, change: dict[str, int]) -> None:
+    state = data(folder, batches=5).state_dict()
+    name = next(iter(change)).replace("resolution", "identity")
+    with pytest.raises(ValueError, match=rf"resume: the run was trained with {name}="):
+        data(folder, **change).load_state_dict(state)
+
+
+def test_the_number_of_workers_may_change_on_resuming(folder: str) -> None:
+    resumed = data(folder, workers=2)
+    resumed.load_state_dict(data(folder, batches=3).state_dict())
+    assert keys(resumed.train_dataloader(), 4) == keys(data(folder).train_dataloader(), 7)[3:]
+
+
+@pytest.mark.parametrize(
+    "change", [{"ranks": 3}, {"workers": 3}, {"ranks": 4, "workers": 2}], ids=str
+)
+def test_lanes_that_cannot_be_divided_are_refused(folder: str, change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"data\.lanes=4 over 6 shards makes 4 lanes.*multiple of"):
+        data(folder, **change).train_dataloader()
+
+
+def test_fewer_shards_than_workers_are_refused(folder: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.lanes=4 over 1 shards makes 1 lanes"):
+        data(f"{folder}/00000.tar", workers=2).train_dataloader()
+
+
+def test_a_train_split_smaller_than_a_batch_is_refused(folder: str) -> None:
+    assert keys(data(folder, batch_size=48).train_dataloader(), 1)
+    with pytest.raises(ValueError, match=r"data\.train has 48 samples, fewer than one batch of 49"):
+        data(folder, batch_size=49).train_dataloader()
+    with pytest.raises(ValueError, match=r"one batch of 25 for 2 ranks"):
+        data(folder, batch_size=25, ranks=2).train_dataloader()
+
+
+# -- validation --------------------------------------------------------------------------------
+
+
+def test_validation_is_the_same_on_each_call_and_equal_on_each_rank(folder: str) -> None:
+    module = data(folder)
+    expected = [[f"{i:05d}" for i in range(4 * b, 4 * b + 4)] for b in range(5)]
+    assert keys(module.val_dataloader()) == keys(module.val_dataloader()) == expected
+    assert len(module.val_dataloader()) == 5
+    assert keys(data(folder, workers=2, seed=7).val_dataloader()) == expected
+    loaders = [data(folder, rank=r, ranks=2).val_dataloader() for r in range(2)]
+    assert [len(loader) for loader in loaders] == [2, 2]
+    assert [keys(loader) for loader in loaders] == [expected[0:4:2], expected[1:4:2]]
+
+
+def test_no_more_is_validated_than_there_is(folder: str) -> None:
+    assert len(data(folder, val_samples=10**6).val_dataloader()) == 12
+
+
+def test_a_validation_split_smaller_than_a_batch_is_refused(folder: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.val gives 48 samples.*batch of 49"):
+        data(folder, batch_size=49, val_samples=100).val_dataloader()
+    with pytest.raises(ValueError, match=r"data\.val gives 6 samples.*batch of 4 for 2 ranks"):
+        data(folder, val_samples=6, ranks=2).val_dataloader()
+
+
+def test_shards_are_counted_no_further_than_needed(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_into = []
+    monkeypatch.setattr("salon.data.shards.count", lambda s: looked_into.append(s) or 8)
+    data(folder, val_samples=8).val_dataloader()
+    assert len(looked_into) == 1
+
+
+# -- which data --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{}/*.tar", "{}/{{00000..00005}}.tar"])
+def test_a_folder_a_glob_and_a_brace_list_are_the_same_data(folder: str, pattern: str) -> None:
+    module = data(pattern.format(folder))
+    assert module.identity == data(folder).identity
+    assert keys(module.train_dataloader(), 5) == keys(data(folder).train_dataloader(), 5)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("pattern", ["nowhere/at/all", "pipe:cat x.tar", "http://host/x.tar"])
+def test_what_is_no_local_folder_is_refused_by_key(folder: str, split: str, pattern: str) -> None:
+    module = data(**{"train": folder, "val": folder, split: pattern})
+    with pytest.raises(ValueError, match=rf"data\.{split}='{pattern}'"):
+        getattr(module, f"{split}_dataloader")()
+
+
+def test_a_split_that_is_not_there_names_those_that_are(folder: str) -> None:
+    assert not data(folder).has("test")
+    with pytest.raises(ValueError, match=r"no split 'test'; it has train, val"):
+        data(folder).prompts("test", 1)
+
+
+def test_the_identity_is_the_content_and_the_resolution(folder: str, tmp_path: Path) -> None:
+    same = folder_of(tmp_path / "same", shards=6, each=8)
+    assert data(str(same)).identity == data(folder).identity
+    assert data(folder, resolution=16).identity != data(folder).identity
+    assert data(f"{folder}/0000[0-4].tar").identity != data(folder).identity
+    # Of the same name and the same padded size:
+    write_shard(same / "00000.tar", [good(100 + i) for i in range(8)])
+    sizes = {(root / "00000.tar").stat().st_size for root in (Path(folder), same)}
+    assert len(sizes) == 1
+    assert data(str(same)).identity != data(folder).identity
+
+
+# -- for everybody else ------------------------------------------------------------------------
+
+
+def test_batches_are_the_first_of_a_split_on_every_rank(folder: str) -> None:
+    first = [[f"{i:05d}" for i in range(4 * b, 4 * b + 4)] for b in range(3)]
+    assert keys(data(folder).batches("val", 3)) == first
+    assert keys(data(folder, rank=1, ranks=2).batches("train", 3)) == first
+    assert len(keys(data(folder).batches("train", 99))) == 12
+
+
+def test_captions_and_prompts_read_no_picture(tmp_path: Path, caplog: Any) -> None:
+    asked = {"background": "white"}
+    told = json.dumps({"prompt": {"caption": "drawn", "asked": asked}}).encode()
+    caption = b"\xef\xbb\xbf  said \n"  # with a byte order mark
+    write_shard(
+        tmp_path / "00000.tar",
+        [
+            ("a", {"png": b"not read", "txt": caption, "json": told}),
+            ("b", {"txt": "caf\u00e9".encode(), "json": b'{"prompt": null}'}),
+            ("c", {"txt": b"\xff\xfe"}),
+            ("d", {"txt": b"list", "json": b"[1, 2]"}),
+            ("e", {"txt": b"broken", "json": b"{"}),
+            ("f", {"txt": b"deep", "json": b"[" * 200_000}),
+            ("g", {"png": b"alone"}),
+            ("h", {"txt": b"last"}),
+        ],
+    )
+    module = data(str(tmp_path))
+    texts = ["said", "caf\u00e9", "list", "broken", "deep", "last"]
+    with caplog.at_level(logging.WARNING):
+        assert list(module.captions("train", 99)) == texts
+    assert [message.partition(": ")[0] for message in caplog.messages] == [
+        f"skipped a bad sample, {tmp_path}/00000.tar:{key}" for key in "cg"
+    ]
+    assert list(module.captions("train", 3)) == texts[:3]
+    prompts = module.prompts("train", 99)
+    assert prompts[0] == ("drawn", asked)
+    assert prompts[1:] == [(text, None) for text in texts[1:]]
+    assert len(module.prompts("train", 2)) == 2
+
+
+def test_shapes_are_rendered_on_first_use_and_streamed(tmp_path: Path) -> None:
+    module = ShapesData(
+        root=str(tmp_path), world_seed=0, shard_size=4, phrasings=2, resolution=16,
+        samples={"train": 16, "val": 8, "test": 4, "heldout": 4}, **STREAM | {"val_samples": 8},
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+    batch = next(iter(module.train_dataloader()))
+    assert batch.images.shape == (4, 3, 16, 16)
+    assert torch.isfinite(batch.images).all()
+    assert len(module.val_dataloader()) == 2
+    assert len(list(module.captions("heldout", 99))) == 4
+    prompt = module.prompts("test", 1)[0]
+    assert prompt.scene is not None
+    assert prompt.scene["background"] in prompt.caption
+
+
+def test_a_picture_that_cannot_be_read_leaves_the_batches_full(tmp_path: Path) -> None:
+    bad = ("bad", {"png": encode(noise(0))[:40], "txt": b"x"})
+    write_shard(tmp_path / "00000.tar", [good(0), bad, *(good(i) for i in range(1, 8))])
+    module: ShardData = data(str(tmp_path), batch_size=4)
+    assert all(len(batch) == 4 for batch in keys(module.train_dataloader(), 6))
+    with pytest.raises(ValueError, match="fewer good samples than"):
+        keys(data(str(tmp_path), batch_size=9).val_dataloader())
