@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 # A demo that was stopped goes on where it was; one that is finished only draws and judges again.
 demo: $(READY)
 	$(BIN)/python train.py experiment=demo
-	$(BIN)/python sample.py checkpoint=runs/demo prompts=conf/prompts/demo.txt 'seeds=[0,1]' out=runs/demo/pictures
+	$(BIN)/python sample.py checkpoint=runs/demo prompts=conf/demo_prompts.txt 'seeds=[0,1]' out=runs/demo/pictures
 	$(BIN)/python -m salon.jury evaluate checkpoint=runs/demo 'splits=[test,heldout]'
 	@echo
 	@echo "Look at runs/demo/pictures/grid.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(2)  # the tests are many small computations
+# As many threads here as in the processes that tests start: sums are rounded alike only then.
+os.environ["OMP_NUM_THREADS"] = "2"
+torch.set_num_threads(2)
 
 # A data set of 16-px pictures, and stages of a few batches: everything real, and small.
 MINI_DATA = [

@@ -6,8 +6,10 @@ be cut into pieces, each piece with its checksum) of protobuf messages.
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +31,8 @@ class OfflineRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     steps: dict[str, str] = field(default_factory=dict)  # metric or pattern -> its x-axis
-    artifacts: dict[str, list[Path]] = field(default_factory=dict)  # name -> its local files
+    # Name -> for each version, its files: the path in the artifact -> where it waits for upload.
+    artifacts: dict[str, list[dict[str, Path]]] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)  # inside folder/files
     exit_code: int | None = None  # None: never closed
     run_id: str = ""
@@ -44,9 +47,18 @@ class OfflineRun:
         return [(row.get(x), row[name]) for row in self.history if name in row]
 
 
-def find(folder: Path) -> list[OfflineRun]:
-    """The runs that lie in a folder, oldest first."""
-    return [read(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+def find(folder: Path, *, patience: float = 10) -> list[OfflineRun]:
+    """The runs of a run folder, oldest first.
+
+    W&B's service writes a moment longer than `finish` takes: waits for each run's end.
+    """
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    until = time.monotonic() + patience
+    runs = [read(file) for file in files]
+    while any(run.exit_code is None for run in runs) and time.monotonic() < until:
+        time.sleep(0.05)
+        runs = [read(file) for file in files]
+    return runs
 
 
 def read(file: Path) -> OfflineRun:
@@ -79,14 +91,15 @@ def _take(run: OfflineRun, kind: str | None, record: Any) -> None:
         row: dict[str, Any] = {}
         _update(row, record.history.item)
         run.history.append(row)
-        run.summary.update(row)
+        run.summary.update(copy.deepcopy(row))
     elif kind == "summary":
         _update(run.summary, record.summary.update)
     elif kind == "metric":
         run.steps[record.metric.name or record.metric.glob_name] = record.metric.step_metric
     elif kind == "artifact":
         entries = record.artifact.manifest.contents
-        run.artifacts[record.artifact.name] = [Path(entry.local_path) for entry in entries]
+        files = {entry.path: Path(entry.local_path) for entry in entries}
+        run.artifacts.setdefault(record.artifact.name, []).append(files)
     elif kind == "files":
         run.files.extend(item.path for item in record.files.files)
     elif kind == "exit":

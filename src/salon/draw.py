@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.progress import track
 
 from salon import __version__, checkpoint, pictures
-from salon.config import unknown
+from salon.config import to_plain
 from salon.models.base import TextToImage
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,13 @@ def load(file: Path, cfg: DictConfig) -> TextToImage:
             f"checkpoint={str(file)!r} holds a {type(model).__name__}, a stage that draws no "
             "pictures; give a text-to-image run: checkpoint=runs/FOLDER"
         )
-    for key, value in cfg.settings.items():
-        if key not in model.settings:
-            raise ValueError(unknown(f"settings.{key}", [f"settings.{k}" for k in model.settings]))
-        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        model.set_sampling(**{str(key): value})
+    given = {k: v for k, v in to_plain(cfg.settings).items() if v is not None}
+    for key in given.keys() - model.settings.keys():
+        raise ValueError(
+            f"settings.{key}={given[key]}: a {type(model).__name__} has no such setting; it has "
+            f"{', '.join(model.settings)}"
+        )
+    model.set_sampling(**given)
     return model
 
 

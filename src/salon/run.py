@@ -43,6 +43,9 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     """
     check(cfg)
     writable(folder)
+    if finished(cfg, folder):
+        log.info("%s is finished; nothing is left to train", folder)
+        return objective(cfg, json.loads((folder / stages.SUMMARY).read_text()))
     data = build(cfg.data, "data")
     data.prepare_data()
     ready = stages.parts(cfg, data.identity, train)
@@ -160,6 +163,14 @@ def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             why = "" if logged_in() else " (nobody is logged in)"
             log.info("W&B: offline%s; upload later: wandb sync %s/wandb/offline-run-*", why, folder)
     return loggers
+
+
+def finished(cfg: DictConfig, folder: Path) -> bool:
+    """Whether `resume=auto` meets this very run, at its end."""
+    if cfg.resume != "auto" or not (folder / stages.SUMMARY).is_file():
+        return False
+    before = to_plain(OmegaConf.load(folder / CONFIG))  # type: ignore[arg-type]
+    return {**before, "objective": None} == {**to_plain(cfg), "objective": None}
 
 
 def find_resume(cfg: DictConfig, folder: Path) -> Path | None:

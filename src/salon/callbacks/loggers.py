@@ -96,8 +96,9 @@ def logged_in() -> bool:
 
 
 def _netrc(host: str) -> bool:
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
-        found = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+        found = netrc.netrc(file).authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return False
     return found is not None

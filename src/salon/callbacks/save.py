@@ -25,6 +25,15 @@ class SaveLast(Callback):
         if seen % self.every == 0 or seen == pl_module.budget:
             self.save(trainer)
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, Trainee)
+        # Lightning takes the last batch of one budget for the last of any: a finished run that is
+        # resumed with a larger budget would train nothing, and not say so.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = progress["total"]["processed"] >= pl_module.budget
+
     def save(self, trainer: Trainer) -> None:
         aside = self.path.with_suffix(".partial")
         trainer.save_checkpoint(aside, weights_only=False)  # all ranks take part; rank 0 writes

@@ -9,6 +9,7 @@ N images, E features.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ def tower(*, tower: ClipTower) -> Distance:
 def inception(*, tower: ClipTower, weights: str | None) -> Distance:
     """FID: Inception v3 pool3 features; `weights` is a local file, None downloads it.
 
-    Raises ValueError where the file is missing or the download fails.
+    Raises ValueError where the file is missing, is not Inception's, or cannot be downloaded.
     """
     del tower
     if weights is not None and not Path(weights).is_file():
@@ -59,7 +60,19 @@ def inception(*, tower: ClipTower, weights: str | None) -> Distance:
             "Give its path, or metrics=tower to measure in the run's own CLIP image tower"
         )
     try:
+        # Read as plain weights first: what builds the network unpickles whatever a file holds.
+        if weights is None:
+            torch.hub.load_state_dict_from_url(
+                URL, map_location="cpu", check_hash=True, weights_only=True
+            )
+        else:
+            torch.load(weights, map_location="cpu", weights_only=True)
         metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=weights)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"metrics.weights={weights!r} does not hold Inception's weights ({str(error)[:200]}); "
+            f"expected {URL} as it is"
+        ) from error
     except OSError as error:  # URLError is one
         raise ValueError(
             f"metrics=inception: the weights could not be downloaded ({error}). Offline: fetch "

@@ -1,0 +1,99 @@
+"""The price of a run: operations by formula, and a clock that runs in training alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import toy
+from salon.callbacks import cost
+from salon.callbacks.cost import Cost
+from salon.callbacks.save import SaveLast
+from salon.types import Batch
+
+PIXELS = 3 * toy.SIDE**2
+
+
+class Watch:
+    """A clock that only the model moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def model(self) -> toy.Toy:
+        watch = self
+
+        class Timed(toy.Toy):
+            def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+                watch.now += 2
+                return super().training_step(batch, batch_idx)
+
+            def validation_step(self, batch: Batch, batch_idx: int) -> None:
+                watch.now += 100
+
+        return Timed()
+
+
+def test_operations_by_formula() -> None:
+    rows, callback = toy.Rows(), Cost()
+    toy.fit(toy.Toy(), [callback], loggers=[rows])
+    forward = 2 * PIXELS * PIXELS + 2 * PIXELS  # painter and judge, for each image
+    # Backward, of the weights alone: the images need no gradient.
+    assert callback.train_flops_per_image == 2 * forward
+    last = rows.having("cost/seconds")[-1]
+    assert last["cost/train_flops_per_image"] == 2 * forward
+    assert last["cost/train_flops"] == 2 * forward * 4 * toy.BATCH
+    assert last["cost/sample_flops_per_image"] == 2 * PIXELS * PIXELS
+    assert last["cost/parameters"] == PIXELS * (PIXELS + 1) + 2 * PIXELS + PIXELS + 1
+    assert last["cost/peak_memory_mb"] > 50
+
+
+def test_frozen_parameters_are_told_apart() -> None:
+    rows, model = toy.Rows(), toy.Toy(text=toy.clip())
+    toy.fit(model, [Cost()], loggers=[rows])
+    last = rows.having("cost/seconds")[-1]
+    frozen = sum(p.numel() for p in model.text.parameters())
+    assert last["cost/parameters"] - last["cost/trained_parameters"] == frozen > 0
+
+
+def test_only_training_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, callback = toy.Rows(), Cost()
+    toy.fit(Watch(monkeypatch).model(), [callback], batches=6, loggers=[rows])
+    told = rows.having("cost/seconds")
+    assert [row["cost/seconds"] for row in told] == [2, 6, 10]  # the first batch is not timed
+    assert {row["cost/images_per_second"] for row in told} == {toy.BATCH / 2}
+
+
+def test_the_clock_goes_on_in_a_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, watch = tmp_path / "last.ckpt", Watch(monkeypatch)
+    toy.fit(watch.model(), [Cost(), SaveLast(path=path, every=4)], batches=4)
+    rows, callback = toy.Rows(), Cost()
+    again = [callback, SaveLast(path=path, every=4)]
+    toy.fit(watch.model(), again, batches=8, resume=path, loggers=[rows])
+    assert callback.seconds == 6 + 6  # each process leaves out its first batch
+    assert rows.having("cost/seconds")[-1]["cost/images_per_second"] == toy.BATCH / 2
+
+
+def test_a_failing_batch_ends_the_count() -> None:
+    counts: list[Any] = []
+    callback = Cost()
+
+    class Failing(toy.Toy):
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            counts.append(callback._count)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        toy.fit(Failing(), [callback])
+    (count,) = counts
+    before = count.total
+    torch.ones(2, 2) @ torch.ones(2, 2)
+    assert count.total == before
