@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-import salon  # noqa: F401, I001  (before torch: it says how threads wait)
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+
+import salon  # noqa: F401  (before torch: it says how threads wait)
 
 ROOT = Path(__file__).resolve().parents[1]
 # As many threads here as in the processes that tests start: sums are rounded alike only then.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ SEEDS = [3, 1, 4, 1, 5, 9, 2, 6]
 @pytest.fixture(scope="module", params=sorted(MINI_MODELS))
 def trained(
     request: pytest.FixtureRequest, mini_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TextToImage]:
+) -> TextToImage:
     """A family after a few batches, out of its own checkpoint.
 
     With weights that are not zero anywhere: layers that start at zero would hide the text.
@@ -44,7 +43,7 @@ def trained(
     generator = torch.Generator().manual_seed(0)
     for parameter in model.averaged.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    yield model
+    return model
 
 
 def test_shape_range_and_type(trained: TextToImage) -> None:

@@ -1,4 +1,4 @@
-"""The walls of the house: arrows point down, there is no circle, and third parties keep their rooms.
+"""The walls of the house: arrows point down, no circle, and third parties keep their rooms.
 
 Imports inside functions count too.
 """
@@ -60,7 +60,7 @@ MODULES = modules()
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it; a name of a package counts as its module."""
+    """Every module that a file imports, wherever in it; a module by its name, not its package."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

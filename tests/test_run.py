@@ -326,6 +326,7 @@ def test_an_unwritable_folder_is_a_message(mini_root: Path, tmp_path: Path) -> N
     ("arguments", "says"),
     [
         (["checkpoint=/no/such", "prompts=[a]"], "no checkpoint there"),
+        (["checkpoint={run}"], "prompts is missing"),
         (["checkpoint={run}", "prompts=[]"], "holds no prompt"),
         (["checkpoint={run}", "prompts=/no/such.txt"], "no such file"),
         (["checkpoint={run}", "prompts=[a]", "seeds=[]"], "seeds=[] draws nothing"),

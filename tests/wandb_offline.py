@@ -76,6 +76,7 @@ def read(file: Path) -> OfflineRun:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(raw)
         _take(run, record.WhichOneof("record_type"), record)
+    run.config.pop("_wandb", None)  # W&B's own notes
     return run
 
 

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from salon import checkpoint, stages
 from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
@@ -307,6 +307,8 @@ def errors_for_people() -> Iterator[None]:
 
 def _explained(error: BaseException) -> str:
     """Hydra's message, and for an unknown key the nearest known one."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is missing; say {error.full_key}=VALUE (--help shows how)"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ConfigKeyError | AttributeError):
         cause = cause.__cause__

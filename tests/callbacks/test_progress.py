@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import RichProgressBar
+from omegaconf import DictConfig
 from torch import Tensor
 
+import salon.run
 import toy
 from salon.callbacks import progress
 from salon.callbacks.cost import Cost
@@ -78,6 +81,12 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(tmp_path: Path) -> No
 def test_a_new_run_in_an_old_folder_starts_a_new_file(tmp_path: Path) -> None:
     run(tmp_path, batches=6)
     run(tmp_path, batches=2)
+    assert [row["batches"] for row in rows(tmp_path / "metrics.csv")] == ["2"]
+
+
+def test_training_takes_the_file_back(mini: Callable[..., DictConfig], tmp_path: Path) -> None:
+    for batches in (4, 2):
+        salon.run.train(mini("cvae/tiny", f"budget.batches={batches}"), tmp_path)
     assert [row["batches"] for row in rows(tmp_path / "metrics.csv")] == ["2"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import wandb
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import wandb_offline
@@ -74,7 +74,7 @@ def test_what_the_run_is_called(folder: Path) -> None:
 
 def test_its_config_is_nested_and_resolved(folder: Path) -> None:
     config = only(folder).config
-    assert config["model"]["optimizer"]["lr"] == 1e-3
+    assert config == OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert config["budget"] == {"batches": 4, "validate_every": 2, "checkpoint_every": 2}
     assert config["model"]["resolution"] == config["data"]["resolution"] == 16
     assert not [value for value in leaves(config) if isinstance(value, str) and "${" in value]

@@ -160,7 +160,7 @@ def test_inception_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         untrained = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
     # One number stands for each tensor, so that the file is small.
     state = {
-        name: torch.full((1,), value, dtype=tensor.dtype).expand_as(tensor)
+        name: torch.full((), value, dtype=tensor.dtype).expand(tensor.shape)
         for name, tensor in untrained.state_dict().items()
     }
     torch.save(state, file)

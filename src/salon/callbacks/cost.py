@@ -46,7 +46,6 @@ class Cost(Callback):
         if self._began is not None:
             self.seconds += time.perf_counter() - self._began
             self.images += len(batch.images)
-            self._began = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -1,0 +1,164 @@
+"""The text tower: its tokens, its memory, its vocabulary, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from salon.text import clip
+from salon.text.clip import ClipTower
+
+CAPTIONS = ["a small red circle", "a large blue square above a green cross", "a small red circle"]
+
+
+@pytest.fixture
+def tower() -> ClipTower:
+    torch.manual_seed(0)
+    made = clip.custom(
+        embed_dim=8, image_size=16, patch_size=8, image_layers=1, image_width=16, text_layers=2,
+        text_width=12, heads=2, context=12, vocabulary=32, remember=3,
+    )  # fmt: skip
+    made.learn_vocabulary(iter(CAPTIONS))
+    return made.requires_grad_(False).eval()
+
+
+def test_shapes(tower: ClipTower) -> None:
+    text = tower(CAPTIONS)
+    assert text.tokens.shape == (3, 10, 12)  # eight words and two ends
+    assert text.mask.sum(1).tolist() == [6, 10, 6]
+    assert text.pooled.shape == (3, 8)
+    assert tower.encode_images(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
+
+
+def test_it_is_open_clips_own_forward() -> None:
+    """At open_clip's own vocabulary: cropping the padding changes nothing that is kept."""
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        8,
+        vision_cfg={"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "layers": 2, "width": 16, "heads": 2},
+    ).eval()
+    half = (0.5, 0.5, 0.5)
+    tower = ClipTower(model, image_mean=half, image_std=half, vocabulary=None, remember=10)
+    tokens = open_clip.get_tokenizer("ViT-B-32")(CAPTIONS)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(CAPTIONS).pooled, model.encode_text(tokens))
+        images = torch.rand(2, 3, 16, 16) * 2 - 1
+        torch.testing.assert_close(tower.encode_images(images), model.encode_image(images))
+
+
+def test_a_caption_does_not_depend_on_its_neighbours(tower: ClipTower) -> None:
+    alone, among = tower.encode(CAPTIONS[:1]), tower.encode(CAPTIONS)
+    torch.testing.assert_close(alone.pooled[0], among.pooled[0])
+    torch.testing.assert_close(alone.tokens[0], among.tokens[0, : alone.tokens.shape[1]])
+
+
+def test_repeated_captions_are_not_computed_again(
+    tower: ClipTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    encode = ClipTower.encode
+
+    def spy(self: ClipTower, captions: list[str]) -> object:
+        asked.extend(captions)
+        return encode(self, captions)
+
+    monkeypatch.setattr(ClipTower, "encode", spy)
+    first = tower(CAPTIONS)
+    assert asked == CAPTIONS[:2]
+    again = tower(CAPTIONS)
+    assert asked == CAPTIONS[:2]
+    assert torch.equal(first.tokens, again.tokens)
+    assert torch.equal(first.mask, again.mask)
+    tower(["a cross", "a square", "a circle"])  # remember=3: the others are forgotten
+    tower(CAPTIONS[:1])
+    assert asked[-1] == CAPTIONS[0]
+    assert len(tower._memory) <= 3
+
+
+def test_the_memory_is_forgotten_with_the_weights(tower: ClipTower) -> None:
+    before = tower(CAPTIONS[:1]).pooled
+    state = {name: value.clone() for name, value in tower.state_dict().items()}
+    state["clip.ln_final.bias"] += 1
+    tower.load_state_dict(state)
+    assert not torch.equal(tower(CAPTIONS[:1]).pooled, before)
+    tower(CAPTIONS[:1])
+    tower.double()
+    assert tower(CAPTIONS[:1]).pooled.dtype == torch.float64
+
+
+def test_compact_vocabulary(tower: ClipTower, caplog: pytest.LogCaptureFixture) -> None:
+    known, _ = tower.token_ids(["a red square"])
+    assert len(set(known[0].tolist())) == 5, "every known word has a row of its own"
+    assert not caplog.records
+    strange, _ = tower.token_ids(["a red zebra"])
+    assert strange[0, 3] == 31, "an unknown word has the last row"
+    assert "'zebra'" in caplog.text
+    caplog.clear()
+    tower.token_ids(["a zebra"])
+    assert not caplog.records, "said once"
+
+
+def test_the_vocabulary_keeps_the_most_frequent_words() -> None:
+    tower = clip.custom(
+        embed_dim=8, image_size=16, patch_size=8, image_layers=1, image_width=16, text_layers=1,
+        text_width=8, heads=2, context=12, vocabulary=5, remember=3,
+    )  # fmt: skip
+    tower.learn_vocabulary(iter(["red circle", "red square", "red circle", "cross"]))
+    rows = tower.token_ids(["red circle cross"])[0][0, 1:4].tolist()
+    assert len(set(rows[:2])) == 2
+    assert 4 not in rows[:2]
+    assert rows[2] == 4
+
+
+def test_a_long_caption_is_cut_and_it_says_where(
+    tower: ClipTower, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        ids, mask = tower.token_ids(["a small red circle " * 5])
+    assert ids.shape == (1, 12)
+    assert mask.all()
+    assert "prompt of 20 tokens is longer than the 10" in caplog.text
+    assert "cut after 'a small red circle a small red circle a small'" in caplog.text
+
+
+def test_empty_caption(tower: ClipTower) -> None:
+    text = tower([""])
+    assert text.mask.sum() == 2
+    assert text.tokens.isfinite().all()
+
+
+def test_pretrained_weights_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-S-32-alt", pretrained=None)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    tower = clip.pretrained(name="ViT-S-32-alt", weights=str(tmp_path / "weights.pt"), remember=5)
+    assert torch.equal(tower.clip.ln_final.weight, model.ln_final.weight)
+    assert torch.equal(tower.clip.token_embedding.weight, model.token_embedding.weight)
+    assert tower(["a red circle"]).tokens.shape[-1] == tower.width
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "says"),
+    [
+        ("ViT-B-33", "openai", "ViT-B-32"),
+        ("ViT-B-32", "laion3b", "its tags are .*laion2b_s34b_b79k"),
+        ("ViT-B-32", "/no/such/file.pt", "neither a file nor a tag"),
+    ],
+)
+def test_unknown_towers_are_explained(name: str, weights: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        clip.pretrained(name=name, weights=weights, remember=5)
+
+
+def test_a_failed_download_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
+    with pytest.raises(ValueError, match=r"no network.*text\.weights=PATH"):
+        clip.pretrained(name="ViT-B-32", weights="openai", remember=5)
