@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python train.py experiment=demo
 	$(BIN)/python sample.py checkpoint=runs/demo prompts=conf/demo_prompts.txt 'seeds=[0,1]' out=runs/demo/pictures
-	$(BIN)/python -m salon.jury evaluate checkpoint=runs/demo 'splits=[test,heldout]'
+	$(BIN)/python -m salon.jury evaluate checkpoint=runs/demo 'splits=[test,heldout]' images=500
 	@echo
 	@echo "Look at runs/demo/pictures/grid.png"
 

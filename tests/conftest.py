@@ -28,7 +28,7 @@ MINI_DATA = [
     "data.window=20",
 ]
 MINI_STAGES = [
-    'text.overrides=["model.tower.image_layers=1","model.tower.text_layers=1","batch_size=8",'
+    'text.overrides=["model.tower.vision.width=8","model.tower.text.layers=1","batch_size=8",'
     '"budget.batches=2","budget.validate_every=2"]',
 ]
 MINI_AUTOENCODER = [

@@ -42,7 +42,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "wandb": {"callbacks"},
     "webdataset": {"data"},
     "open_clip": {"text", "metrics"},
-    "torchmetrics": {"metrics"},
+    "torchmetrics": {"losses", "metrics"},
     "diffusers": set(),
     "transformers": set(),
 }

@@ -43,8 +43,9 @@ def clip(*, image_size: int = 8) -> ClipTower:
     """An untrained CLIP that knows the words of `CAPTIONS`."""
     torch.manual_seed(0)
     tower = custom(
-        embed_dim=6, image_size=image_size, patch_size=4, image_layers=1, image_width=8,
-        text_layers=1, text_width=8, heads=2, context=12, vocabulary=32, remember=100,
+        embed_dim=6, image_size=image_size,
+        vision={"patch_size": 4, "layers": 1, "width": 8, "head_width": 4},
+        text={"layers": 1, "width": 8, "heads": 2}, context=12, vocabulary=32, remember=100,
     )  # fmt: skip
     tower.learn_vocabulary(iter(CAPTIONS))
     return tower.eval().requires_grad_(False)

@@ -13,14 +13,15 @@ from salon.text import clip
 from salon.text.clip import ClipTower
 
 CAPTIONS = ["a small red circle", "a large blue square above a green cross", "a small red circle"]
+VISION = {"patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
 
 
 @pytest.fixture
 def tower() -> ClipTower:
     torch.manual_seed(0)
     made = clip.custom(
-        embed_dim=8, image_size=16, patch_size=8, image_layers=1, image_width=16, text_layers=2,
-        text_width=12, heads=2, context=12, vocabulary=32, remember=3,
+        embed_dim=8, image_size=16, vision=VISION, text={"layers": 2, "width": 12, "heads": 2},
+        context=12, vocabulary=32, remember=3,
     )  # fmt: skip
     made.learn_vocabulary(iter(CAPTIONS))
     return made.requires_grad_(False).eval()
@@ -105,8 +106,8 @@ def test_compact_vocabulary(tower: ClipTower, caplog: pytest.LogCaptureFixture) 
 
 def test_the_vocabulary_keeps_the_most_frequent_words() -> None:
     tower = clip.custom(
-        embed_dim=8, image_size=16, patch_size=8, image_layers=1, image_width=16, text_layers=1,
-        text_width=8, heads=2, context=12, vocabulary=5, remember=3,
+        embed_dim=8, image_size=16, vision=VISION, text={"layers": 1, "width": 8, "heads": 2},
+        context=12, vocabulary=5, remember=3,
     )  # fmt: skip
     tower.learn_vocabulary(iter(["red circle", "red square", "red circle", "cross"]))
     rows = tower.token_ids(["red circle cross"])[0][0, 1:4].tolist()
@@ -162,3 +163,19 @@ def test_a_failed_download_is_explained(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
     with pytest.raises(ValueError, match=r"no network.*text\.weights=PATH"):
         clip.pretrained(name="ViT-B-32", weights="openai", remember=5)
+
+
+def test_a_resnet_sees_images_of_any_size() -> None:
+    tower = clip.custom(
+        embed_dim=8, image_size=32, vision={"layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
+        text={"layers": 1, "width": 8, "heads": 2}, context=12, vocabulary=5, remember=3,
+    )  # fmt: skip
+    assert tower.eval().encode_images(torch.zeros(2, 3, 48, 48)).shape == (2, 8)
+
+
+def test_an_unknown_field_of_open_clips_is_named() -> None:
+    with pytest.raises(ValueError, match=r"vision\.widht.*nearest is 'width'"):
+        clip.custom(
+            embed_dim=8, image_size=32, vision={"widht": 8}, text={}, context=12, vocabulary=5,
+            remember=3,
+        )  # fmt: skip

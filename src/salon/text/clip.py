@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -49,7 +51,8 @@ class ClipTower(TextTower):
         self.width = int(clip.ln_final.weight.shape[0])
         self.pooled_width = self.image_width = int(clip.text_projection.shape[1])
         self.context = int(clip.context_length)
-        self.image_size: int = clip.visual.image_size[0]
+        size = clip.visual.image_size  # a pair in vision transformers, a number in ResNets
+        self.image_size = int(size if isinstance(size, int) else size[0])
         self.tokenizer = SimpleTokenizer()
         self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
@@ -142,36 +145,27 @@ NO_TOKEN = 2**31  # larger than any token id, so that the table stays sorted
 
 def custom(
     *,
-    embed_dim: int,
+    embed_dim: int,  # E
     image_size: int,
-    patch_size: int,
-    image_layers: int,
-    image_width: int,
-    text_layers: int,
-    text_width: int,
-    heads: int,
-    context: int,
-    vocabulary: int,
+    vision: Mapping[str, Any],  # open_clip's CLIPVisionCfg; `layers` as a list of 4 is a ResNet
+    text: Mapping[str, Any],  # open_clip's CLIPTextCfg
+    context: int,  # tokens, with the two ends
+    vocabulary: int,  # rows of the table
     remember: int,
 ) -> ClipTower:
     """An untrained CLIP of these sizes, with open_clip's tokenizer over a compact table."""
+    for key, given, known in (
+        ("vision", vision, open_clip.CLIPVisionCfg), ("text", text, open_clip.CLIPTextCfg),
+    ):  # fmt: skip
+        names = [field.name for field in fields(known)]
+        for name in given:
+            if name not in names:
+                near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
+                raise ValueError(f"{key}.{name}: open_clip has no such field; nearest is {near!r}")
     clip = open_clip.CLIP(
         embed_dim,
-        vision_cfg={
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "layers": image_layers,
-            "width": image_width,
-            "head_width": image_width // heads,
-            "pool_type": "avg",
-        },
-        text_cfg={
-            "context_length": context,
-            "vocab_size": vocabulary,
-            "layers": text_layers,
-            "width": text_width,
-            "heads": heads,
-        },
+        vision_cfg={**vision, "image_size": image_size},
+        text_cfg={**text, "context_length": context, "vocab_size": vocabulary},
     )
     half = (0.5, 0.5, 0.5)
     return ClipTower(
