@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
 # Doors join everything, and nothing imports them.
 DOORS = {"salon.jury.evaluate", "salon.jury.__main__"}
 THIRD_PARTIES: dict[str, set[str]] = {
-    "hydra": {"config", "stages", "run"},
+    "hydra": {"stages", "run"},
     "omegaconf": {"config", "stages", "run", "draw"},
     "wandb": {"callbacks"},
     "webdataset": {"data"},

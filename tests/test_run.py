@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from conftest import MINI_DATA, ROOT, mini_overrides
+from conftest import ROOT, mini_overrides
 from salon import checkpoint, run, stages
 
 MODEL = "latent_diffusion/tiny"
@@ -132,6 +133,56 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def test_a_run_that_stopped_in_its_last_validation_validates(
+    finished: Path, mini_root: Path, tmp_path: Path
+) -> None:
+    """The last checkpoint is written before the last validation, whose numbers are the summary."""
+    folder = tmp_path / "stopped"
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    done = door("train.py", f"resume={folder}", "trainer.log_every_n_steps=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = (
+        json.loads((f / "summary.json").read_text())["metrics"] for f in (finished, folder)
+    )
+    assert after["quality/fd_clip"] == pytest.approx(before["quality/fd_clip"], rel=1e-4)
+    assert after["val/loss"] == pytest.approx(before["val/loss"], rel=1e-5)
+
+
+def test_resume_refuses_another_run(
+    finished: Path, mini: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    done = door("train.py", f"resume={finished}", "seed=3")
+    assert done.returncode == 2
+    assert "seed=3 would make it another run" in done.stderr
+    folder = tmp_path / "auto"
+    shutil.copytree(finished, folder)
+    with pytest.raises(ValueError, match=r"another model\.steps \(3, and not 5\)"):
+        run.train(mini(MODEL, "resume=auto", "model.steps=5"), folder)
+    other = 'model.autoencoder.overrides=["model.network.channels=[8]"]'
+    with pytest.raises(ValueError, match=r"another model\.autoencoder"):
+        run.train(mini(MODEL, "resume=auto", other), folder)
+
+
+def test_a_folder_of_shards_from_end_to_end(
+    mini_root: Path, finished: Path, tmp_path: Path
+) -> None:
+    """data=shards has no test split and no exact prompts: stages, training and jury go on."""
+    shards = next((mini_root / "data").glob("shapes-*")).resolve()
+    given = [o for o in mini_overrides("cvae/tiny", mini_root) if not o.startswith("data.")]
+    places = [
+        "data=shards", f"data.train={shards}/train", f"data.val={shards}/val",
+        "data.resolution=16", "data.val_samples=16", "data.workers=0",
+    ]  # fmt: skip
+    done = door("train.py", *given, *places, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = door(
+        "-m", "salon.jury", "evaluate", f"checkpoint={tmp_path}/run", "splits=val", "images=16"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "jury" / "val.png").exists()
+
+
 def test_resume_auto_starts_and_goes_on(mini: Callable[..., DictConfig], tmp_path: Path) -> None:
     auto = ["resume=auto", "objective=val/loss"]
     value = run.train(mini(MODEL, *auto), tmp_path)
@@ -188,8 +239,7 @@ def test_prompts_from_a_file(finished: Path, tmp_path: Path) -> None:
 def test_jury_door(finished: Path, mini_root: Path) -> None:
     done = door(
         "-m", "salon.jury", "evaluate", f"checkpoint={finished}", "splits=[test,heldout]",
-        "images=16", "batch_size=8", "settings.steps=1",
-        *[o for o in MINI_DATA if o.startswith("data.")], f"data.root={mini_root}/data",
+        "images=16", "settings.steps=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads((finished / "jury" / "metrics.json").read_text())
@@ -285,6 +335,7 @@ def test_two_jobs_train_a_shared_stage_once(mini_root: Path, tmp_path: Path) -> 
         (["text=clip/vit_b_32", "text.name=ViT-B-33"], "open_clip has no such model"),
         (["text=clip/vit_b_32", "text.weights=/no/such/file"], "neither a file nor a tag"),
         (["budget.batches=0"], "budget.batches=0"),
+        (["trainer.devices=2"], "trainer.devices=2"),
         (["resume=/no/such/run"], "no run folder"),
         (["data=shards", "data.train=/no/such", "data.val=/no/such"], "data.train='/no/such'"),
         (["data=shards", "data.train='pipe:ls'", "data.val=x"], "data.train='pipe:ls'"),
@@ -318,8 +369,9 @@ def test_an_unwritable_folder_is_a_message(mini_root: Path, tmp_path: Path) -> N
             "train.py", *mini_overrides(MODEL, mini_root), f"hydra.run.dir={tmp_path}/ok",
             f"{key}={tmp_path}/file/below",
         )  # fmt: skip
-        assert done.returncode != 0
+        assert done.returncode == 2, done.stderr[-2000:]
         assert says in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -350,11 +402,22 @@ def test_sampling_mistakes_are_messages(
 
 
 def test_a_hostile_checkpoint_calls_nothing(finished: Path, tmp_path: Path) -> None:
-    contents = torch.load(finished / LAST, weights_only=True)
-    contents["salon"]["model"]["unet"]["_target_"] = "os.system"
-    torch.save(contents, tmp_path / "hostile.ckpt")
-    with pytest.raises(ValueError, match=r"model\.unet\._target_='os\.system' is not on the list"):
-        checkpoint.load(tmp_path / "hostile.ckpt")
+    owned = str(tmp_path / "owned")
+    mkdir = {"_target_": "os.mkdir", "path": owned}
+    for key, value, says in (
+        ("unet", {"_target_": "os.system", "command": f"mkdir {owned}"}, "is not on the list"),
+        ("process", {"_target_": "salon.models.clip.equal", "_args_": [mkdir]}, "not on the list"),
+        ("schedule", {"_target_": "salon.models.schedules.warmup_cosine", "warmup": mkdir}, "list"),
+        ("optimizer", {"_target_": "salon.run.train", "cfg": {}}, "is not on the list"),
+        ("text", {"_target_": "salon.text.clip.open_clip.CLIP"}, "is not on the list"),
+        ("resolution", "${oc.create:{_target_: os.mkdir, path: " + owned + "}}", ""),
+    ):
+        contents = torch.load(finished / LAST, weights_only=True)
+        contents["salon"]["model"][key] = value
+        torch.save(contents, tmp_path / "hostile.ckpt")
+        with pytest.raises((ValueError, TypeError), match=says):
+            checkpoint.load(tmp_path / "hostile.ckpt")
+        assert not (tmp_path / "owned").exists()
 
     class Payload:
         def __reduce__(self) -> tuple[Any, tuple[str]]:

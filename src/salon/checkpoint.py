@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from salon.config import build
+from salon.config import MODEL_ROOMS, build
 from salon.models.base import Trainee
 
 VERSION = 1
 LAST = Path("checkpoints") / "last.ckpt"
 
 
-def recipe(model: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+def recipe(model: dict[str, Any], run: dict[str, Any], stages: dict[str, str]) -> dict[str, Any]:
     """What goes into a checkpoint besides weights: plain dicts only, so `weights_only` loads it."""
-    return {"version": VERSION, "model": model, "run": run}
+    return {"version": VERSION, "model": model, "run": run, "stages": stages}
 
 
 def find(path: str | Path) -> Path:
@@ -72,7 +72,7 @@ def load(path: str | Path, *, ema: bool = True, device: str | torch.device = "cp
     that is not allowed.
     """
     contents = read(path)
-    model: Trainee = build(contents["salon"]["model"], "model")
+    model: Trainee = build(contents["salon"]["model"], "model", rooms=MODEL_ROOMS)
     model.recipe = contents["salon"]
     load_weights(model, contents["state_dict"], str(path))
     if ema and "ema" in contents:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-# Everything of ours, and the few names of others that conf/ uses.
+# What a config may call: our own rooms, and the few names of others that conf/ uses. A checkpoint
+# may call fewer: only what a model is made of.
+MODEL_ROOMS = ("models", "nn", "text", "diffusion", "losses")
+ROOMS = (*MODEL_ROOMS, "data", "callbacks", "metrics", "jury")
 ALLOWED = frozenset(
     {
         "torch.optim.Adam",
@@ -25,22 +28,33 @@ ALLOWED = frozenset(
     }
 )
 TARGET, PARTIAL, STAGE = "_target_", "_partial_", "_stage_"
-RESERVED = frozenset({TARGET, PARTIAL, "_convert_", "_recursive_", "_args_"})
 
 
-def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:
+def build(
+    node: Mapping[str, Any], where: str, *, rooms: Sequence[str] = ROOMS, **given: Any
+) -> Any:
     """The object that a node describes; `given` are arguments that are already objects.
 
     `where` is the node's key, for messages. Raises ValueError for a name that is not allowed and
     for an argument that its constructor does not take.
     """
-    plain = to_plain(node)
-    for name in given:
-        plain.pop(name, None)
-    check(plain, where, given)
-    if not given:
-        return instantiate(plain, _convert_="all")
-    return instantiate({**plain, PARTIAL: True}, _convert_="all")(**given)
+    plain = {key: value for key, value in to_plain(node).items() if key not in given}
+    check(plain, where, given, rooms)
+    return _make(plain, given)
+
+
+def _make(node: Any, given: Mapping[str, Any]) -> Any:
+    """Not Hydra's `instantiate`: that resolves interpolations and reads more reserved keys, which
+    is more than an untrusted config may ask for."""
+    if isinstance(node, list):
+        return [_make(item, {}) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: _make(value, {}) for key, value in node.items() if key not in (TARGET, PARTIAL)}
+    if TARGET not in node:
+        return made
+    function = partial(_locate(node[TARGET], TARGET), **made, **given)
+    return function if node.get(PARTIAL) else function()
 
 
 def to_plain(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,38 +66,57 @@ def to_plain(node: Mapping[str, Any]) -> dict[str, Any]:
     return dict(node)
 
 
-def check(node: Any, where: str, given: Mapping[str, Any] | None = None) -> None:
+def check(
+    node: Any,
+    where: str,
+    given: Mapping[str, Any] | None = None,
+    rooms: Sequence[str] = ROOMS,
+) -> None:
     """Refuse names that are not allowed and arguments that nobody takes, at any depth."""
     if isinstance(node, list):
         for i, item in enumerate(node):
-            check(item, f"{where}[{i}]")
+            check(item, f"{where}[{i}]", None, rooms)
     if not isinstance(node, dict):
         return
     if TARGET in node:
-        _check_arguments(node, where, given or {})
+        _check_arguments(node, where, given or {}, rooms)
     for key, value in node.items():
-        if key not in RESERVED:
-            check(value, f"{where}.{key}")
+        if key not in (TARGET, PARTIAL):
+            check(value, f"{where}.{key}", None, rooms)
 
 
-def _check_arguments(node: dict[str, Any], where: str, given: Mapping[str, Any]) -> None:
+def _check_arguments(
+    node: dict[str, Any], where: str, given: Mapping[str, Any], rooms: Sequence[str]
+) -> None:
     target = node[TARGET]
-    if not isinstance(target, str) or not (target.startswith("salon.") or target in ALLOWED):
+    if not _allowed(target, where, rooms):
         raise ValueError(
-            f"{where}.{TARGET}={target!r} is not on the list of what a config may call: names "
-            f"under salon., and {', '.join(sorted(ALLOWED))}. A checkpoint or config that asks "
-            "for something else may be hostile; do not use it unless you trust who made it"
+            f"{where}.{TARGET}={target!r} is not on the list of what a config may call here: "
+            f"what salon.{{{','.join(rooms)}}} define, and {', '.join(sorted(ALLOWED))}. A "
+            "checkpoint or config that asks for something else may be hostile; do not use it"
         )
     found = _locate(target, where)
     known = _parameters(found)
     for key in node:
-        if key not in RESERVED and key not in known:
+        if key not in (TARGET, PARTIAL) and key not in known:
             raise ValueError(unknown(f"{where}.{key}", [f"{where}.{name}" for name in known]))
     if not node.get(PARTIAL):
         for name, parameter in inspect.signature(found).parameters.items():
             required = parameter.default is parameter.empty and name in known
             if required and name not in node and name not in given:
                 raise ValueError(f"{where}.{name} is missing; {target} needs it")
+
+
+def _allowed(target: Any, where: str, rooms: Sequence[str]) -> bool:
+    if not isinstance(target, str):
+        return False
+    if target in ALLOWED:
+        return True
+    module = target.rpartition(".")[0]
+    if not module.startswith(tuple(f"salon.{room}." for room in rooms)):
+        return False
+    # Defined there, and not only imported there.
+    return str(getattr(_locate(target, where), "__module__", "")) == module
 
 
 def _parameters(target: Any) -> list[str]:

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 def draw(cfg: DictConfig) -> Path:
     """Returns the folder. Raises ValueError for what a user can mend."""
-    prompts, seeds = read_prompts(cfg.prompts), [int(seed) for seed in cfg.seeds]
+    prompts = read_prompts(cfg.prompts)
+    seeds = [int(seed) for seed in as_list(cfg.seeds)]
     if not seeds:
         raise ValueError("seeds=[] draws nothing; give at least one: seeds=[0]")
     file = checkpoint.find(cfg.checkpoint)
@@ -53,6 +54,11 @@ def draw(cfg: DictConfig) -> Path:
     pictures.save_png(sheet, out / "grid.png", {k: str(v) for k, v in made.items()})
     log.info("%d pictures and grid.png are in %s", len(rows), out)
     return out
+
+
+def as_list(given: Any) -> list[Any]:
+    """`seeds=0` and `splits=test` mean lists of one."""
+    return list(given) if isinstance(given, ListConfig | list | tuple) else [given]
 
 
 def read_prompts(given: str | Sequence[str]) -> list[str]:

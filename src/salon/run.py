@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -29,7 +28,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from salon import checkpoint, stages
 from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
 from salon.callbacks.save import SaveLast
-from salon.config import TARGET, build, flatten, to_plain, unknown
+from salon.config import MODEL_ROOMS, TARGET, build, flatten, to_plain, unknown
 from salon.models.base import Trainee, chance
 
 log = logging.getLogger(__name__)
@@ -48,9 +47,11 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         return objective(cfg, json.loads((folder / stages.SUMMARY).read_text()))
     data = build(cfg.data, "data")
     data.prepare_data()
-    ready = stages.parts(cfg, data.identity, train)
-    model = make_model(cfg, ready)
     resume = find_resume(cfg, folder)
+    if resume is None:
+        model = make_model(cfg, stages.parts(cfg, data.identity, train), data.identity)
+    else:
+        model = remake_model(cfg, resume, data.identity)
     OmegaConf.save(cfg, folder / CONFIG, resolve=True)
     callbacks = make_callbacks(cfg, folder)
     loggers = make_loggers(cfg, folder)
@@ -79,7 +80,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             logger.clock = lambda: {"images_seen": model.images_seen, "batches": model.batches_seen}  # type: ignore[attr-defined]
         with expected_warnings():
             trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
-            if cfg.budget.batches % cfg.budget.validate_every:
+            if model.validated_at != model.batches_seen:
                 trainer.validate(model, datamodule=data, verbose=False)
         summary = conclude(cfg, folder, model, data, trainer, loggers)
         failed = False
@@ -102,11 +103,18 @@ def check(cfg: DictConfig) -> None:
         value = cfg.budget[key]
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"budget.{key}={value}; expected a number of batches, at least 1")
+    if cfg.trainer.get("devices", 1) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.get('devices')}: one device for now; several wait for "
+            "stages and loggers that know of ranks. Say trainer.devices=1"
+        )
     for key in cfg.budget:
         if key not in BUDGET:
             raise ValueError(unknown(f"budget.{key}", [f"budget.{name}" for name in BUDGET]))
 
 
+# What decides the numbers that a run ends with.
+DECISIVE = ("model", "data", "batch_size", "budget", "seed", "callbacks", "metrics")
 BUDGET = ("batches", "validate_every", "checkpoint_every")
 TOP_LEVEL = {
     "seed", "resume", "stages_dir", "job_type", "batch_size", "budget", "gate", "objective",
@@ -126,15 +134,38 @@ def writable(folder: Path) -> None:
         ) from error
 
 
-def make_model(cfg: DictConfig, ready: dict[str, stages.Part]) -> Trainee:
+def make_model(cfg: DictConfig, ready: dict[str, stages.Part], identity: str) -> Trainee:
     """The model with its stages in place, its weights from the seed alone."""
     torch.manual_seed(chance(cfg.seed, 0))
     given = {key: part.module for key, part in ready.items()}
     model: Trainee = build(cfg.model, "model", **given)
     model.seed = cfg.seed
     model.recipe = checkpoint.recipe(
-        stages.resolved(cfg.model, ready), {**to_plain(cfg), "model": None, "text": None}
+        stages.resolved(cfg.model, ready),
+        {**to_plain(cfg), "model": None, "text": None},
+        stages.names(cfg, identity),
     )
+    return model
+
+
+def remake_model(cfg: DictConfig, file: Path, identity: str) -> Trainee:
+    """The model that a checkpoint goes on with, its stages' parts out of the checkpoint itself.
+
+    Raises ValueError where the checkpoint is of another model than `cfg` describes.
+    """
+    recipe = checkpoint.read(file)["salon"]
+    staged = set(stages.nodes(cfg))
+    before = {key: value for key, value in recipe["model"].items() if key not in staged}
+    now = {key: value for key, value in to_plain(cfg.model).items() if key not in staged}
+    wanted = {**now, **stages.names(cfg, identity)}
+    for key, value in {**before, **recipe["stages"]}.items():
+        if wanted.get(key) != value:
+            raise ValueError(
+                f"resume: {file} is of a run with another model.{key} ({value}, and not "
+                f"{wanted.get(key)}). Train into another folder: hydra.run.dir=FOLDER"
+            )
+    model: Trainee = build(recipe["model"], "model", rooms=MODEL_ROOMS)
+    model.seed, model.recipe = cfg.seed, recipe
     return model
 
 
@@ -169,8 +200,9 @@ def finished(cfg: DictConfig, folder: Path) -> bool:
     """Whether `resume=auto` meets this very run, at its end."""
     if cfg.resume != "auto" or not (folder / stages.SUMMARY).is_file():
         return False
-    before = to_plain(OmegaConf.load(folder / CONFIG))  # type: ignore[arg-type]
-    return {**before, "objective": None} == {**to_plain(cfg), "objective": None}
+    before, now = OmegaConf.load(folder / CONFIG), to_plain(cfg)
+    assert isinstance(before, DictConfig)
+    return all(to_plain(before).get(key) == now[key] for key in DECISIVE)
 
 
 def find_resume(cfg: DictConfig, folder: Path) -> Path | None:
@@ -213,6 +245,7 @@ def conclude(
     loggers: list[Logger],
 ) -> dict[str, Any]:
     """Pass the gate, write summary.json; it marks a run as finished."""
+    model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "report"):
@@ -252,6 +285,9 @@ def objective(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
 # -- around a run ----------------------------------------------------------------------------------
 
 
+MAY_CHANGE = ("budget.", "callbacks.", "logger.", "objective=", "trainer.")
+
+
 def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """With `resume=FOLDER`: that run's own config, and this command line's changes to it."""
     if cfg.resume in (None, "auto"):
@@ -264,12 +300,12 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         )
     before = OmegaConf.load(file)
     assert isinstance(before, DictConfig)
-    groups = set(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else set()
     changes = [o for o in overrides if not o.startswith(("resume=", "hydra"))]
     for change in changes:
-        if change.lstrip("+").split("=")[0] in groups:
+        if not change.startswith(MAY_CHANGE):
             raise ValueError(
-                f"resume={cfg.resume}: {change} would make it another run; leave it out"
+                f"resume={cfg.resume}: {change} would make it another run; leave it out. What may "
+                f"change on the way: {', '.join(MAY_CHANGE)}"
             )
     changed = OmegaConf.merge(before, OmegaConf.from_dotlist(changes), {"resume": cfg.resume})
     assert isinstance(changed, DictConfig)
@@ -298,7 +334,7 @@ def errors_for_people() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explained(error)}", file=sys.stderr)
         sys.exit(2)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("SALON_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}\n(SALON_TRACEBACK=1 shows where)", file=sys.stderr)

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 # What of a run's config is the run's own, so that a stage is trained where and as the run is.
-SHARED = ("data", "trainer", "logger", "seed", "stages_dir", "metrics", "warn")
+SHARED = ("data", "trainer", "logger", "seed", "stages_dir", "metrics")
+# Of the trainer, what changes weights.
+NUMERICS = ("precision", "gradient_clip_val", "accumulate_grad_batches")
 
 
 class Part(NamedTuple):
@@ -50,11 +52,24 @@ TrainRun = Callable[[DictConfig, Path], Any]
 def parts(cfg: DictConfig, identity: str, train: TrainRun) -> dict[str, Part]:
     """Every stage that the model's config names, by its key; trains what is missing."""
     found = {}
-    for key, node in cfg.model.items():
-        if isinstance(node, DictConfig) and STAGE in node:
-            path = node.checkpoint or _folder(cfg, node, identity, train)
-            found[str(key)] = take(path, node.take)
+    for key, node in nodes(cfg).items():
+        path = node.checkpoint or _ready(cfg, node, identity, train)
+        found[key] = take(path, node.take)
     return found
+
+
+def nodes(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The model's nodes that stand for stages, by their keys."""
+    model = {str(key): node for key, node in cfg.model.items()}
+    return {k: n for k, n in model.items() if isinstance(n, DictConfig) and STAGE in n}
+
+
+def names(cfg: DictConfig, identity: str) -> dict[str, str]:
+    """Which stages the model stands on: the folders' names, or the checkpoints given by hand."""
+    return {
+        key: str(node.checkpoint or place(cfg, node, identity)[1].name)
+        for key, node in nodes(cfg).items()
+    }
 
 
 def take(path: str | Path, name: str) -> Part:
@@ -66,18 +81,24 @@ def take(path: str | Path, name: str) -> Part:
     return Part(module, config)
 
 
-def _folder(cfg: DictConfig, node: DictConfig, identity: str, train: TrainRun) -> Path:
+def place(cfg: DictConfig, node: DictConfig, identity: str) -> tuple[DictConfig, Path]:
+    """A stage's own config, and the folder that belongs to it."""
     stage = composed(cfg, node[STAGE], list(node.get("overrides") or []))
     told = {
         "model": to_plain(stage.model),
         "budget": to_plain(stage.budget)["batches"],
         "batch_size": stage.batch_size,
         "seed": stage.seed,
-        "data": identity,
+        "data": [identity, stage.data.lanes, stage.data.window],
+        "trainer": [stage.trainer[key] for key in NUMERICS],
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
-    root = Path(cfg.stages_dir)
-    folder = root / f"{node[STAGE].replace('/', '-')}-{digest}"
+    return stage, Path(cfg.stages_dir) / f"{node[STAGE].replace('/', '-')}-{digest}"
+
+
+def _ready(cfg: DictConfig, node: DictConfig, identity: str, train: TrainRun) -> Path:
+    stage, folder = place(cfg, node, identity)
+    root = folder.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{folder.name}.lock"):
@@ -101,6 +122,8 @@ def composed(cfg: DictConfig, name: str, overrides: list[str]) -> DictConfig:
     for key in SHARED:
         if key in cfg:
             stage[key] = _raw(cfg[key])
+    # Also where this run's config is resolved already, as a resumed run's is.
+    stage.data.batch_size, stage.data.seed = "${batch_size}", "${seed}"
     stage.job_type = "stage"
     stage.resume = "auto"
     return stage

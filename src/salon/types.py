@@ -32,3 +32,4 @@ class Prompt(NamedTuple):
 
     caption: str
     scene: dict[str, Any] | None  # None where the data set has no exact description
+    key: str = ""  # of its sample

@@ -22,7 +22,8 @@ def model(mini: Callable[..., DictConfig]) -> LatentDiffusion:
     cfg = mini(MODEL)
     data = build(cfg.data, "data")
     data.prepare_data()
-    made = run.make_model(cfg, stages.parts(cfg, data.identity, run.train))
+    ready = stages.parts(cfg, data.identity, run.train)
+    made = run.make_model(cfg, ready, data.identity)
     assert isinstance(made, LatentDiffusion)
     made.log = lambda *_, **__: None  # type: ignore[method-assign]
     return made
@@ -149,4 +150,4 @@ def test_mistakes(
 ) -> None:
     part = stages.parts(cfg := mini(MODEL), build(cfg.data, "data").identity, run.train)
     with pytest.raises(ValueError, match=says):
-        run.make_model(mini(MODEL, *overrides), part)
+        run.make_model(mini(MODEL, *overrides), part, "")

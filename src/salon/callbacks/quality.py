@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -55,4 +56,4 @@ class Quality(Callback):
             return drawn
         gathered = model.all_gather(drawn.to(model.device))  # (ranks, share, 3, H, W)
         assert isinstance(gathered, Tensor)
-        return gathered.transpose(0, 1).flatten(0, 1)[: len(captions)].cpu()
+        return rearrange(gathered, "ranks share ... -> (share ranks) ...")[: len(captions)].cpu()

@@ -20,7 +20,7 @@ class Samples(Callback):
         *,
         folder: Path,
         prompts: list[str] | None,  # None takes the validation split's first ones
-        number: int,  # of prompts
+        number: int,  # of the validation split's prompts
         seeds: list[int],  # each prompt is drawn once with each
     ) -> None:
         if number < 1 or not seeds:
@@ -36,7 +36,7 @@ class Samples(Callback):
         if self.prompts is None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self.prompts = [prompt.caption for prompt in data.prompts("val", self.number)]
-        captions = [caption for caption in self.prompts[: self.number] for _ in self.seeds]
+        captions = [caption for caption in self.prompts for _ in self.seeds]
         seeds = self.seeds * (len(captions) // len(self.seeds))
         images = pl_module.sample(captions, seeds)
         seen = pl_module.images_seen

@@ -175,7 +175,10 @@ class ShardData(LightningDataModule):
     def prompts(self, split: str, limit: int) -> list[Prompt]:
         """What to draw: each json's `prompt` where it stands (described exactly), or the txt."""
         samples = itertools.islice(self._captioned(split), limit)
-        return [_exact(sample) or Prompt(caption, None) for caption, sample in samples]
+        return [
+            _exact(sample) or Prompt(caption, None, sample["__key__"])
+            for caption, sample in samples
+        ]
 
     def _captioned(self, split: str) -> Iterator[tuple[str, Encoded]]:
         for sample in itertools.chain.from_iterable(map(encoded, self.shards(split))):
@@ -189,7 +192,7 @@ def _exact(sample: Encoded) -> Prompt | None:
     """The json's own prompt; most data sets have none, and some have no valid json."""
     try:
         told = json.loads(sample["json"])["prompt"]
-        return Prompt(told["caption"], told["asked"])
+        return Prompt(told["caption"], told["asked"], sample["__key__"])
     except (LookupError, TypeError, ValueError, RecursionError):
         return None
 

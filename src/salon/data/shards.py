@@ -13,6 +13,7 @@ is read from its header before it is decoded.
 from __future__ import annotations
 
 import functools
+import glob
 import io
 import itertools
 import json
@@ -71,9 +72,7 @@ def expand(key: str, patterns: str | Sequence[str]) -> list[str]:
             )
         names = wds.shardlists.expand_urls(pattern)
         for name in names:
-            path = Path(name)
-            matches = path.glob("*.tar") if path.is_dir() else path.parent.glob(path.name)
-            shards = sorted(str(match) for match in matches)
+            shards = sorted(glob.glob(f"{name}/*.tar" if Path(name).is_dir() else name))
             if not shards:
                 raise ValueError(
                     f"{key}={pattern!r}: no shard there ({name!r} matches no .tar file). Expected "
@@ -334,11 +333,15 @@ class FixedSplit(IterableDataset[Batch]):
         for number in range(self.batches):
             batch = list(itertools.islice(samples, self.batch_size))
             if len(batch) < self.batch_size:
-                raise ValueError(
-                    f"{self.shards[0]} and its neighbours hold fewer good samples than "
-                    f"they count: {number} whole batches of {self.batch_size}, expected "
-                    f"{self.batches}. Ask for fewer (for validation: "
-                    f"data.val_samples={number * self.batch_size})"
-                )
+                if number == 0:
+                    raise ValueError(
+                        f"{self.shards[0]} and its neighbours hold {len(batch)} good samples, not "
+                        f"one batch of {self.batch_size}. Lower the batch size: batch_size=N"
+                    )
+                log.warning(
+                    "%s and its neighbours hold bad samples: %d whole batches are read, not %d",
+                    self.shards[0], number, self.batches,
+                )  # fmt: skip
+                return
             if number % self.ranks == self.rank:
                 yield collate(batch)

@@ -23,12 +23,18 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
     """Raises ValueError for what a user can mend."""
     file = checkpoint.find(cfg.checkpoint)
     model = draw.load(file, cfg)
-    data = build(cfg.data, "data")
+    data = build(cfg.get("data") or model.recipe["run"]["data"], "data")
+    if data.resolution != model.resolution:
+        raise ValueError(
+            f"data.resolution={data.resolution}: the model draws {model.resolution} px. Judge it "
+            f"on its own data, which is the default, or say data.resolution={model.resolution}"
+        )
     data.prepare_data()
-    out = Path(cfg.out) if cfg.out else file.parent.parent / "jury"
+    run = file.parent.parent if file.parent.name == checkpoint.LAST.parent.name else file.parent
+    out = Path(cfg.out) if cfg.out else run / "jury"
     out.mkdir(parents=True, exist_ok=True)
     told: dict[str, dict[str, float]] = {}
-    for split in cfg.splits:
+    for split in draw.as_list(cfg.splits):
         with Progress(transient=True) as progress:
             advance = partial(progress.advance, progress.add_task(split, total=cfg.images))
             told[split], images, shown = judge(

@@ -37,7 +37,7 @@ def readable(
     A blurred autoencoder caps whatever is built on it. None where the data set has no exact
     descriptions to read against.
     """
-    shown = exhibits(data, split, images)
+    shown = exhibits(data, split if data.has(split) else "val", images)
     asked = [prompt.scene for prompt in shown.prompts]
     if any(scene is None for scene in asked):
         return None
@@ -49,7 +49,7 @@ def readable(
 
 def retrieval(*, module: Any, data: JuryData, split: str, images: int, minimum: float) -> Gate:
     """A text tower's image-to-text R@1 among prompts that leave no attribute open."""
-    shown = exhibits(data, split, images)
+    shown = exhibits(data, split if data.has(split) else "val", images)
     captions = [prompt.caption for prompt in shown.prompts]
     with torch.no_grad():
         pictures = torch.cat(

@@ -27,6 +27,7 @@ class JuryData(Protocol):
 
     batch_size: int
 
+    def has(self, split: str) -> bool: ...
     def prompts(self, split: str, limit: int) -> list[Prompt]: ...
     def batches(self, split: str, number: int) -> Sequence[Batch]: ...
 
@@ -40,9 +41,17 @@ class Exhibits(NamedTuple):
 
 def exhibits(data: JuryData, split: str, number: int) -> Exhibits:
     """The first `number` of a split, or as many whole batches as it has."""
-    batches = -(-number // data.batch_size)
-    real = torch.cat([batch.images for batch in data.batches(split, batches)])[:number]
-    return Exhibits(data.prompts(split, len(real)), real)
+    batches = list(data.batches(split, -(-number // data.batch_size)))
+    if not batches:
+        raise ValueError(
+            f"the split {split!r} has fewer than {data.batch_size} samples, one batch. Lower the "
+            "batch size (batch_size=N), or make the split larger"
+        )
+    # By key, since a sample whose picture is broken has a prompt and no image.
+    known = {prompt.key: prompt for prompt in data.prompts(split, 2 * number + 1000)}
+    keys = [key for batch in batches for key in batch.keys][:number]
+    real = torch.cat([batch.images for batch in batches])[:number]
+    return Exhibits([known[key] for key in keys], real)
 
 
 def verdict(

@@ -35,6 +35,7 @@ class Trainee(LightningModule):
         super().__init__()
         self.make_optimizer, self.schedule = optimizer, schedule
         self.seed = 0
+        self.validated_at = -1  # batches that were done at the last validation
         # What a checkpoint needs to rebuild this module; `salon.checkpoint` reads and writes it.
         self.recipe: dict[str, Any] = {}
         self._frozen: list[nn.Module] = []
@@ -73,11 +74,15 @@ class Trainee(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(chance(self.seed, self.batches_seen, self.global_rank))
 
+    def on_validation_end(self) -> None:
+        self.validated_at = self.batches_seen
+
     # -- optimisation -------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
-        scheduler = LambdaLR(optimizer, lambda batch: self.schedule(batch, self.budget))
+        batches = self.trainer.accumulate_grad_batches  # for each step of the scheduler
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step * batches, self.budget))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -40,7 +40,7 @@ class Clip(Trainee):
         self._seen: list[tuple[Tensor, Tensor, list[str]]] = []
 
     def on_fit_start(self) -> None:
-        if self.batches_seen == 0:
+        if self.tower.untaught:  # a resumed run has its vocabulary from the checkpoint
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.tower.learn_vocabulary(data.captions("train", self.vocabulary_captions))
 

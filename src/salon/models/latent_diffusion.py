@@ -100,7 +100,8 @@ class LatentDiffusion(TextToImage):
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
         for images in batches:
             moments = self.autoencoder.encode(images.to(self.device))
-            z, variance = moments.mean.double(), moments.logvar.double().exp()
+            # On the CPU, since not every accelerator has float64.
+            z, variance = moments.mean.cpu().double(), moments.logvar.cpu().double().exp()
             count += z[:, 0].numel()
             total = total.to(z) + z.sum((0, 2, 3))  # (C)
             squares = squares.to(z) + (z.square() + variance).sum((0, 2, 3))

@@ -21,6 +21,7 @@ class TextTower(nn.Module, ABC):
 
     width: int  # D, of the tokens
     pooled_width: int  # D'
+    source: str | None = None  # where its weights come from, if not from a run of ours
 
     def __init__(self, *, remember: int) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class TextTower(nn.Module, ABC):
             for caption, states, length, vector in zip(
                 unknown, tokens, mask.sum(1).tolist(), pooled, strict=True
             ):
-                memory[caption] = (states[:length].clone(), vector)
+                memory[caption] = (states[:length].clone(), vector.clone())
         found = []
         for caption in captions:
             memory.move_to_end(caption)

@@ -66,6 +66,11 @@ class ClipTower(TextTower):
         else:
             self.vocabulary = None
 
+    @property
+    def untaught(self) -> bool:
+        """Whether there is a table to fill, and nothing in it but the two ends."""
+        return self.vocabulary is not None and bool((self.vocabulary[2:] == NO_TOKEN).all())
+
     def learn_vocabulary(self, captions: Iterator[str]) -> None:
         """Keep the most frequent tokens of these captions, as many as the table has rows for."""
         if self.vocabulary is None:
@@ -114,9 +119,12 @@ class ClipTower(TextTower):
         return torch.where(unknown | ~mask, len(known) - 1, rows)
 
     def _warn(self, message: str) -> None:
-        if message not in self._warned:
+        """Once for each message, and not without end: web captions hold ever new words."""
+        if message not in self._warned and len(self._warned) < MOST_WARNINGS:
             self._warned.add(message)
             log.warning(message)
+            if len(self._warned) == MOST_WARNINGS:
+                log.warning("further words and long prompts are not named")
 
     def encode(self, captions: Sequence[str]) -> Text:
         ids, mask = self.token_ids(captions)
@@ -140,6 +148,7 @@ class ClipTower(TextTower):
         return self.clip.logit_scale.exp()
 
 
+MOST_WARNINGS = 50
 NO_TOKEN = 2**31  # larger than any token id, so that the table stays sorted
 
 
@@ -203,4 +212,5 @@ def pretrained(*, name: str, weights: str, remember: int) -> ClipTower:
         clip, image_mean=normalize.mean, image_std=normalize.std, vocabulary=None,
         remember=remember,
     )  # fmt: skip
+    tower.source = f"{name} {weights}"  # a checkpoint of ours names it and leaves its weights out
     return tower
