@@ -406,7 +406,7 @@ def test_a_hostile_checkpoint_calls_nothing(finished: Path, tmp_path: Path) -> N
     mkdir = {"_target_": "os.mkdir", "path": owned}
     for key, value, says in (
         ("unet", {"_target_": "os.system", "command": f"mkdir {owned}"}, "is not on the list"),
-        ("process", {"_target_": "salon.models.clip.equal", "_args_": [mkdir]}, "not on the list"),
+        ("process", {"_target_": "salon.models.clip.equal", "_args_": [mkdir]}, "unknown"),
         ("schedule", {"_target_": "salon.models.schedules.warmup_cosine", "warmup": mkdir}, "list"),
         ("optimizer", {"_target_": "salon.run.train", "cfg": {}}, "is not on the list"),
         ("text", {"_target_": "salon.text.clip.open_clip.CLIP"}, "is not on the list"),
