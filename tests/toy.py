@@ -123,11 +123,14 @@ class ToyData(LightningDataModule):
         return DataLoader(_Stream(1000, 2), batch_size=None)
 
     def prompts(self, split: str, limit: int) -> list[Prompt]:
-        wanted = [
-            Prompt(caption, scene if self.scenes else None)
-            for caption, scene in zip(CAPTIONS, SCENES, strict=True)
-        ]
-        return (wanted * limit)[:limit]
+        return [
+            Prompt(CAPTIONS[i], SCENES[i] if self.scenes else None, f"{2000 + n}-{i}")
+            for n in range(-(-limit // BATCH))
+            for i in range(BATCH)
+        ][:limit]
+
+    def has(self, split: str) -> bool:
+        return True
 
     def batches(self, split: str, number: int) -> Iterator[Batch]:
         return (batch(2000 + i) for i in range(number))

@@ -219,8 +219,8 @@ def test_captions_and_prompts_read_no_picture(tmp_path: Path, caplog: Any) -> No
     ]
     assert list(module.captions("train", 3)) == texts[:3]
     prompts = module.prompts("train", 99)
-    assert prompts[0] == ("drawn", asked)
-    assert prompts[1:] == [(text, None) for text in texts[1:]]
+    assert prompts[0] == ("drawn", asked, "a")
+    assert prompts[1:] == [(text, None, key) for text, key in zip(texts[1:], "bdefh", strict=True)]
     assert len(module.prompts("train", 2)) == 2
 
 
@@ -245,5 +245,5 @@ def test_a_picture_that_cannot_be_read_leaves_the_batches_full(tmp_path: Path) -
     write_shard(tmp_path / "00000.tar", [good(0), bad, *(good(i) for i in range(1, 8))])
     module: ShardData = data(str(tmp_path), batch_size=4)
     assert all(len(batch) == 4 for batch in keys(module.train_dataloader(), 6))
-    with pytest.raises(ValueError, match="fewer good samples than"):
+    with pytest.raises(ValueError, match="8 good samples, not one batch of 9"):
         keys(data(str(tmp_path), batch_size=9).val_dataloader())

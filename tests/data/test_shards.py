@@ -177,9 +177,13 @@ def test_a_fixed_split_is_the_first_batches_in_order_on_every_rank(shards: list[
     assert [len(part) for part in parts] == [3, 3]
 
 
-def test_a_fixed_split_that_runs_dry_says_so(shards: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"12 whole batches of 4, expected 13.*val_samples=48"):
-        list(FixedSplit(shards, READER, batch_size=4, batches=13))
+def test_a_fixed_split_that_runs_dry_says_so(
+    shards: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(list(FixedSplit(shards, READER, batch_size=4, batches=13))) == 12
+    assert "12 whole batches are read, not 13" in caplog.text
+    with pytest.raises(ValueError, match="48 good samples, not one batch of 49"):
+        list(FixedSplit(shards, READER, batch_size=49, batches=1))
 
 
 # -- which shards ------------------------------------------------------------------------------

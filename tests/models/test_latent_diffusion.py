@@ -127,14 +127,14 @@ def test_it_learns_one_batch(mini: Callable[..., DictConfig], model: LatentDiffu
     batch = Batch(x, [f"a {c} circle" for c in ("red", "green", "blue")] * 4, [""] * 12)
     optimizer = torch.optim.AdamW(model.unet.parameters(), lr=3e-3)
     losses = []
-    for step in range(150):
+    for step in range(250):
         torch.manual_seed(step)
         loss = model.training_step(batch, 0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
 
 
 @pytest.mark.parametrize(
