@@ -49,7 +49,8 @@ def draw(cfg: DictConfig) -> Path:
             rows.append({"file": name, **told})
     with (out / "samples.jsonl").open("w") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
-    columns = len(seeds) if len(seeds) > 1 else min(4, len(captions))
+    # A prompt's seeds stand side by side, and about eight pictures in a row.
+    columns = min(len(captions), len(seeds) * max(1, 8 // len(seeds)))
     sheet = pictures.grid(torch.cat(drawn), captions, columns=columns)
     pictures.save_png(sheet, out / "grid.png", {k: str(v) for k, v in made.items()})
     log.info("%d pictures and grid.png are in %s", len(rows), out)
