@@ -1,4 +1,4 @@
-# make demo    trains the stages and the default model, draws, judges: about 12 minutes on 2 cores
+# make demo    trains the stages and the default model, draws, judges: about 14 minutes on 2 cores
 # make test    the tests
 # make lint    ruff and mypy
 # make bench   speed, as ratios, printed as tables
