@@ -331,7 +331,7 @@ def test_two_jobs_train_a_shared_stage_once(mini_root: Path, tmp_path: Path) -> 
     [
         (["model.optimizer.lrr=1"], "nearest known one is 'model.optimizer.lr'"),
         (["budget.batchs=1"], "nearest known one is 'budget.batches'"),
-        (["text=clip/vit_b_33"], "clip/vit_b_32"),
+        (["text=clip/vit_b_33"], "nearest known one is text=clip/vit_b_32"),
         (["text=clip/vit_b_32", "text.name=ViT-B-33"], "open_clip has no such model"),
         (["text=clip/vit_b_32", "text.weights=/no/such/file"], "neither a file nor a tag"),
         (["budget.batches=0"], "budget.batches=0"),
@@ -407,9 +407,13 @@ def test_a_hostile_checkpoint_calls_nothing(finished: Path, tmp_path: Path) -> N
     for key, value, says in (
         ("unet", {"_target_": "os.system", "command": f"mkdir {owned}"}, "is not on the list"),
         ("process", {"_target_": "salon.models.clip.equal", "_args_": [mkdir]}, "unknown"),
-        ("schedule", {"_target_": "salon.models.schedules.warmup_cosine", "warmup": mkdir}, "list"),
+        (
+            "schedule",
+            {"_target_": "salon.models.schedules.warmup_cosine", "warmup": mkdir, "final": 1},
+            "list",
+        ),
         ("optimizer", {"_target_": "salon.run.train", "cfg": {}}, "is not on the list"),
-        ("text", {"_target_": "salon.text.clip.open_clip.CLIP"}, "is not on the list"),
+        ("text", {"_target_": "salon.text.clip.SimpleTokenizer"}, "is not on the list"),
         ("resolution", "${oc.create:{_target_: os.mkdir, path: " + owned + "}}", ""),
     ):
         contents = torch.load(finished / LAST, weights_only=True)

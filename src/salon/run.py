@@ -15,11 +15,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -343,6 +344,8 @@ def errors_for_people() -> Iterator[None]:
 
 def _explained(error: BaseException) -> str:
     """Hydra's message, and for an unknown key the nearest known one."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_option(str(error.missing_cfg_file)) or str(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing; say {error.full_key}=VALUE (--help shows how)"
     cause: BaseException | None = error
@@ -355,3 +358,17 @@ def _explained(error: BaseException) -> str:
         root = root._get_parent()
     known = [key for key in flatten(root) if not key.startswith("hydra.")]
     return unknown(str(getattr(cause, "full_key", "")), known)
+
+
+def _no_such_option(missing: str) -> str | None:
+    """The message for GROUP/OPTION, which conf/ does not have."""
+    group, _, option = missing.removesuffix(".yaml").partition("/")
+    folder = Path(sys.argv[0]).resolve().parent / "conf" / group
+    names = sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))
+    if not names:
+        return None
+    nearest = get_close_matches(option, names, n=1, cutoff=0.0)[0]
+    return (
+        f"unknown choice {group}={option}; the nearest known one is {group}={nearest}. There are: "
+        f"{', '.join(names)}"
+    )
