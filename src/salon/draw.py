@@ -15,7 +15,7 @@ from rich.progress import track
 
 from salon import __version__, checkpoint, pictures
 from salon.config import to_plain
-from salon.models.base import TextToImage
+from salon.models.base import TextToImage, sample_in_batches
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +37,22 @@ def draw(cfg: DictConfig) -> Path:
     made = provenance(model, file, cfg)
     captions = [prompt for prompt in prompts for _ in seeds]
     repeated = seeds * len(prompts)
-    rows, drawn = [], []
-    for first in track(range(0, len(captions), cfg.batch_size), "drawing"):
-        piece = slice(first, first + cfg.batch_size)
-        images = model.sample(captions[piece], repeated[piece]).cpu()
+    rows: list[dict[str, Any]] = []
+    drawn: list[torch.Tensor] = []
+    pieces = sample_in_batches(model, captions, repeated, batch_size=cfg.batch_size)
+    for images in track(pieces, "drawing", total=-(-len(captions) // cfg.batch_size)):
         drawn.append(images)
-        for i, picture in enumerate(pictures.to_pil(images), first):
+        for i, picture in enumerate(pictures.to_pil(images), len(rows)):
             told = {**made, "prompt": captions[i], "seed": repeated[i]}
             name = f"{i // len(seeds):04d}-{slug(captions[i])}-seed{repeated[i]}.png"
-            pictures.save_png(picture, out / name, {k: str(v) for k, v in told.items()})
+            pictures.save_png(picture, out / name, told)
             rows.append({"file": name, **told})
     with (out / "samples.jsonl").open("w") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
     # A prompt's seeds stand side by side, and about eight pictures in a row.
     columns = min(len(captions), len(seeds) * max(1, 8 // len(seeds)))
     sheet = pictures.grid(torch.cat(drawn), captions, columns=columns)
-    pictures.save_png(sheet, out / "grid.png", {k: str(v) for k, v in made.items()})
+    pictures.save_png(sheet, out / "grid.png", made)
     log.info("%d pictures and grid.png are in %s", len(rows), out)
     return out
 

@@ -48,10 +48,10 @@ def grid(images: Tensor, captions: Sequence[str], *, columns: int) -> Image.Imag
     return sheet
 
 
-def save_png(image: Image.Image, path: Path, provenance: Mapping[str, str]) -> None:
+def save_png(image: Image.Image, path: Path, provenance: Mapping[str, object]) -> None:
     """With `provenance` as text chunks, which image viewers show."""
     info = PngInfo()
     for key, value in provenance.items():
-        info.add_itxt(key, value)
+        info.add_itxt(key, str(value))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "PNG", pnginfo=info)

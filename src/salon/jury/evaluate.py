@@ -33,6 +33,7 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
     run = file.parent.parent if file.parent.name == checkpoint.LAST.parent.name else file.parent
     out = Path(cfg.out) if cfg.out else run / "jury"
     out.mkdir(parents=True, exist_ok=True)
+    made = draw.provenance(model, file, cfg)
     told: dict[str, dict[str, float]] = {}
     for split in draw.as_list(cfg.splits):
         with Progress(transient=True) as progress:
@@ -47,14 +48,13 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
                 progress=advance,
             )
         captions = [prompt.caption for prompt in shown.prompts[:SHOWN]]
-        made = draw.provenance(model, file, cfg)
         sheet = pictures.grid(images[:SHOWN], captions, columns=8)
-        pictures.save_png(sheet, out / f"{split}.png", {k: str(v) for k, v in made.items()})
+        pictures.save_png(sheet, out / f"{split}.png", made)
         told[split]["images"] = len(images)
     record = {
         "protocol": {
             "checkpoint": str(file),
-            "checkpoint_sha256": checkpoint.digest(file),
+            "checkpoint_sha256": made["checkpoint_sha256"],
             "model": type(model).__name__,
             "settings": model.settings,
             "ema": bool(cfg.ema),

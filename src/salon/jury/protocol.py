@@ -82,9 +82,10 @@ def verdict(
 def accuracy(images: Tensor, real: Tensor, asked: list[dict[str, object]]) -> dict[str, float]:
     """The share of images whose every attribute obeys the prompt, and the share by attribute."""
     told = {}
-    for name, share in oracle.score(images, asked).items():
+    readings = oracle.read_all(images)  # once, for what was asked and for each other's prompts
+    for name, share in oracle.judge(readings, asked).items():
         told["prompt_accuracy" if name == "all" else f"prompt_accuracy/{name}"] = share
-    told["prompt_accuracy_chance"] = oracle.shuffled(images, asked)["all"]
+    told["prompt_accuracy_chance"] = oracle.judge(readings, oracle.derange(asked))["all"]
     told["prompt_accuracy_real"] = oracle.score(real, asked)["all"]
     return told
 

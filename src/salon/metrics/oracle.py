@@ -230,8 +230,13 @@ def score(images: Tensor, asked: Sequence[dict[str, Any]]) -> dict[str, float]:
     An attribute's share is over the prompts that ask for it, that of `all/one` and `all/two` over
     those with so many objects, `malformed` over all images.
     """
+    return judge(read_all(images), asked)
+
+
+def read_all(images: Tensor) -> list[Reading]:
+    """The scenes in images (N, 3, R, R) in [-1, 1]."""
     pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # (N, R, R, 3)
-    return judge([read(image) for image in pixels], asked)
+    return [read(image) for image in pixels]
 
 
 def shuffled(images: Tensor, asked: Sequence[dict[str, Any]]) -> dict[str, float]:

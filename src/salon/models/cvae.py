@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from salon.losses.kl import kl
 from salon.models.base import MakeOptimizer, Schedule, TextToImage, noise
-from salon.nn.autoencoder import Moments, sample
+from salon.nn.autoencoder import LOGVAR_MAX, LOGVAR_MIN, Moments, sample
 from salon.nn.blocks import Downsample, ResBlock, Upsample, group_norm
 from salon.text.base import TextTower
 from salon.types import Batch
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
             h = down(res(h, e))
         h = F.silu(self.norm(h)).flatten(1)
         mean, logvar = self.out(h).chunk(2, dim=1)  # (N, Z) each
-        return Moments(mean, logvar.clamp(-30, 20))
+        return Moments(mean, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX))
 
 
 class Decoder(nn.Module):
