@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from salon.models.base import TextToImage, noise
+from salon.models.base import TextToImage
 from salon.text.base import TextTower
 from salon.text.clip import ClipTower, custom
 from salon.types import Batch, Prompt, Text
@@ -87,9 +87,12 @@ class Toy(TextToImage):
             raise RuntimeError("the toy was told to fail")
         self.log("val/loss", batch.images.mean(), batch_size=len(batch.images))
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        painted = self.painter(noise(seeds, (3 * SIDE**2,), self.device))  # (N, P)
-        return painted.view(-1, 3, SIDE, SIDE)
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (3 * SIDE**2,)
+
+    def paint(self, z: Tensor, text: Text) -> Tensor:
+        return self.painter(z).view(-1, 3, SIDE, SIDE)  # (N, P) to images
 
 
 class _Stream(IterableDataset[Batch]):

@@ -61,7 +61,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         trainer = Trainer(
-            **to_plain(cfg.trainer),
+            **model.own_options(to_plain(cfg.trainer)),
             callbacks=callbacks,
             logger=loggers,
             default_root_dir=folder,

@@ -226,7 +226,7 @@ def test_captions_and_prompts_read_no_picture(tmp_path: Path, caplog: Any) -> No
 
 def test_shapes_are_rendered_on_first_use_and_streamed(tmp_path: Path) -> None:
     module = ShapesData(
-        root=str(tmp_path), world_seed=0, shard_size=4, phrasings=2, resolution=16,
+        root=str(tmp_path), world_seed=0, shard_size=4, phrasings=2, pairs=0.5, resolution=16,
         samples={"train": 16, "val": 8, "test": 4, "heldout": 4}, **STREAM | {"val_samples": 8},
     )  # fmt: skip
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,9 @@ from salon.shapes import world
 from salon.shapes.render import render
 
 COUNTS = {"train": 40, "val": 10, "test": 10, "heldout": 12}
-SETTINGS = ShapesSettings(resolution=32, seed=3, samples=COUNTS, shard_size=16, phrasings=3)
+SETTINGS = ShapesSettings(
+    resolution=32, seed=3, samples=COUNTS, shard_size=16, phrasings=3, pairs=0.5
+)
 SMALL = SETTINGS._replace(resolution=8, samples=dict.fromkeys(COUNTS, 2))
 STREAM = {
     "batch_size": 2, "val_samples": 4, "seed": 0, "lanes": 1, "window": 4, "workers": 0,
@@ -118,6 +120,7 @@ def test_splits_share_no_picture(folder: Path) -> None:
         {"samples": COUNTS | {"test": 11}},
         {"shard_size": 17},
         {"phrasings": 2},
+        {"pairs": 0.25},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -135,7 +138,7 @@ def test_nothing_else_is_part_of_the_identity(tmp_path: Path) -> None:
     def data(root: str = "here", **changes: Any) -> ShapesData:
         return ShapesData(
             root=str(tmp_path / root), world_seed=3, samples=COUNTS, shard_size=16, phrasings=3,
-            resolution=32, **STREAM | changes,
+            pairs=0.5, resolution=32, **STREAM | changes,
         )  # fmt: skip
 
     others = [data("there"), *(data(**{name: value + 1}) for name, value in STREAM.items())]
@@ -282,6 +285,6 @@ def test_a_folder_that_cannot_be_written_names_the_key(tmp_path: Path) -> None:
 def test_splits_that_are_not_the_four_are_refused(samples: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.samples=.*train, val, test, heldout"):
         ShapesData(
-            root=str(tmp_path), world_seed=0, samples=samples, shard_size=4, phrasings=1,
+            root=str(tmp_path), world_seed=0, samples=samples, shard_size=4, phrasings=1, pairs=0.5,
             resolution=8, **STREAM,
         )  # fmt: skip

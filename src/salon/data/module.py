@@ -208,6 +208,7 @@ class ShapesData(ShardData):
         samples: dict[str, int],  # split -> how many; the splits are shapes.SPLITS
         shard_size: int,
         phrasings: int,
+        pairs: float,
         resolution: int,
         **stream: Any,  # the rest of ShardData's
     ) -> None:
@@ -216,8 +217,13 @@ class ShapesData(ShardData):
                 f"data.samples={dict(samples)}: expected at least 1 for each of the splits "
                 f"{', '.join(shapes.SPLITS)}"
             )
+        if not 0 <= pairs <= 1:
+            raise ValueError(
+                f"data.pairs={pairs}: expected a share of the pictures, from 0 to 1, to show two "
+                "objects"
+            )
         settings = shapes.ShapesSettings(
-            resolution, world_seed, dict(samples), shard_size, phrasings
+            resolution, world_seed, dict(samples), shard_size, phrasings, float(pairs)
         )
         folder = Path(root) / f"shapes-{settings.identity}"
         splits: dict[str, Any] = {split: str(folder / split) for split in shapes.SPLITS}

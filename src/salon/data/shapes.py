@@ -38,6 +38,7 @@ class ShapesSettings(NamedTuple):
     samples: dict[str, int]  # split -> how many
     shard_size: int  # samples in a shard, at most
     phrasings: int  # captions for each picture; the first is its KEY.txt
+    pairs: float  # share of the pictures that show two objects; the others show one
 
     @property
     def identity(self) -> str:
@@ -133,7 +134,9 @@ def _samples(
     size = settings.resolution
     for index in indices:
         rng = np.random.default_rng([settings.seed, number, index])
-        scene = world.draw_scene(rng, objects=1 + index % 2, held_out_only=held_out_only)
+        # Evenly spread, so that any run of pictures has its share.
+        pair = int((index + 1) * settings.pairs) > int(index * settings.pairs)
+        scene = world.draw_scene(rng, objects=1 + pair, held_out_only=held_out_only)
         told = [captions.describe(scene, rng) for _ in range(settings.phrasings)]
         prompt = captions.describe(scene, rng, full=True)
         buffer = io.BytesIO()

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from salon.text.base import TextTower
-from salon.types import Batch
+from salon.types import Batch, Text
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 Schedule = Callable[[int, int], float]  # (batches seen, batches in the budget) -> factor
@@ -88,6 +88,13 @@ class Trainee(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def own_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The Trainer's options, less what this module sees to itself.
+
+        Raises ValueError for an option that it cannot follow.
+        """
+        return options
+
     # -- checkpoints --------------------------------------------------------------------------
 
     def elsewhere(self) -> list[str]:
@@ -134,9 +141,15 @@ class TextToImage(Trainee, ABC):
     def averaged(self) -> nn.Module:
         """What training changes and `sample` uses: the part that an EMA averages."""
 
+    @property
     @abstractmethod
-    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Images (N, 3, H, W), about [-1, 1]; image i from (caption i, seed i) alone."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of the standard normal noise that one image is drawn from."""
+
+    @abstractmethod
+    def paint(self, z: Tensor, text: Text) -> Tensor:
+        """Images (N, 3, H, W), about [-1, 1], from z (N, *latent_shape); image i from (z i, text i)
+        alone."""
 
     @torch.no_grad()
     def sample(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -153,7 +166,8 @@ class TextToImage(Trainee, ABC):
         training = self.training
         self.eval()
         try:
-            return self.draw(captions, seeds).float().clamp(-1, 1)
+            z = noise(seeds, self.latent_shape, self.device)
+            return self.paint(z, self.text(captions)).float().clamp(-1, 1)
         finally:
             self.train(training)
 

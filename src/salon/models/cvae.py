@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salon.losses.kl import kl
-from salon.models.base import MakeOptimizer, Schedule, TextToImage, noise
+from salon.models.base import MakeOptimizer, Schedule, TextToImage
 from salon.nn.autoencoder import LOGVAR_MAX, LOGVAR_MIN, Moments, sample
 from salon.nn.blocks import Downsample, ResBlock, Upsample, group_norm
-from salon.text.base import TextTower
-from salon.types import Batch
+from salon.text.base import TextTower, unit
+from salon.types import Batch, Text
 
 EPS = 1e-6  # of the group norms, as in the autoencoder
 
@@ -158,11 +158,9 @@ class CVAE(TextToImage):
     def averaged(self) -> nn.Module:
         return self.generator
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        z = noise(seeds, (self.latent,), self.device) * self.temperature
-        return self.decode(z, self.text(captions).pooled)
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.latent,)
 
-
-def unit(pooled: Tensor) -> Tensor:
-    """Of length sqrt(D'), so that every entry is about 1 whatever the tower's scale."""
-    return F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5
+    def paint(self, z: Tensor, text: Text) -> Tensor:
+        return self.decode(z * self.temperature, text.pooled)

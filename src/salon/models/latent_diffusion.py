@@ -15,7 +15,7 @@ N images, C latent channels, h = H / factor, L tokens, D the tower's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -173,11 +173,13 @@ class LatentDiffusion(TextToImage):
             raise ValueError(f"sampler={self.sampler!r}; expected one of {', '.join(SAMPLERS)}")
         self.process.sigmas(self.steps)  # says what is wrong with a number of steps
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    def paint(self, z: Tensor, text: Text) -> Tensor:
         sigmas = self.process.sigmas(self.steps)
-        y = noise(seeds, self.shape, self.device) * float(sigmas[0])
         denoise = guided(
-            denoiser(self.process, self.network), self.text(captions), self.null(),
-            self.guidance, self.interval,
-        )  # fmt: skip
-        return self.decode(SAMPLERS[self.sampler](denoise, y, sigmas))
+            denoiser(self.process, self.network), text, self.null(), self.guidance, self.interval
+        )
+        return self.decode(SAMPLERS[self.sampler](denoise, z * float(sigmas[0]), sigmas))

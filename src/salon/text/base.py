@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from salon.types import Text
 
@@ -70,3 +71,9 @@ def _padded(found: Sequence[tuple[Tensor, Tensor]]) -> Text:
     lengths = torch.tensor([len(s) for s in states], device=tokens.device)
     mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (N, L)
     return Text(tokens, mask, torch.stack([pooled for _, pooled in found]))
+
+
+def unit(pooled: Tensor) -> Tensor:
+    """Pooled vectors (N, D') of length sqrt(D'): every entry is about 1, whatever the tower's
+    scale."""
+    return F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5

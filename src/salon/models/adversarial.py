@@ -1,0 +1,159 @@
+"""What all GANs here share: the alternation of generator and discriminator, and the clock.
+
+Goodfellow et al. 2014, Algorithm 1 with k = 1. One training batch is one tick and one play:
+
+    prepare           what both losses look at: text, wrong pairs, fakes that they share
+    discriminator     its loss -> its step; the generator is not touched
+    generator         its loss, against the discriminator just updated -> its step
+
+Each family writes its own play, `prepare`, `discriminator_loss` and `generator_loss`. Its
+`discriminator_loss` has to detach the fakes; the generator's step leaves no gradient in D.
+
+N images, Z latent dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from salon.models.base import MakeOptimizer, Schedule, TextToImage
+from salon.types import Batch, Text
+
+P = TypeVar("P")
+
+
+class Loss(NamedTuple):
+    total: Tensor  # ()
+    told: dict[str, Tensor]  # what is logged beside it, () each
+
+
+class Adversarial(TextToImage, Generic[P]):
+    SETTINGS = ("temperature",)
+    temperature: float  # spread of z when sampling; 1 = as in training
+
+    def __init__(
+        self,
+        *,
+        generator: nn.Module,
+        discriminator: nn.Module,  # a ModuleList where there are several
+        optimizer: MakeOptimizer,  # the generator's
+        discriminator_optimizer: MakeOptimizer,
+        schedule: Schedule,  # of both learning rates
+        temperature: float,
+    ) -> None:
+        super().__init__(optimizer=optimizer, schedule=schedule)
+        self.automatic_optimization = False
+        self.generator, self.discriminator = generator, discriminator
+        self.make_discriminator_optimizer = discriminator_optimizer
+        self.gradient_clip: float | None = None
+        self.set_sampling(temperature=temperature)
+
+    # -- a family's own play -------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self, batch: Batch) -> P:
+        """What the two losses of a batch share. Fakes that both use keep their graph here."""
+
+    @abstractmethod
+    def discriminator_loss(self, play: P) -> Loss:
+        """Of logits; no gradient may reach the generator."""
+
+    @abstractmethod
+    def generator_loss(self, play: P) -> Loss:
+        """Of logits of the discriminator as it is now, after its step."""
+
+    @abstractmethod
+    def judge(self, images: Tensor, text: Text) -> Tensor:
+        """The discriminator's logit that these images (N, 3, H, W) are real and match, (N,)."""
+
+    # -- the alternation -----------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        discriminator, generator = optimizers
+        play = self.prepare(batch)
+        self._step("d", self.discriminator, discriminator, self.discriminator_loss(play))
+        # Its weights need no gradients now: that saves a third of the backward pass through D.
+        self.discriminator.requires_grad_(False)
+        try:
+            self._step("g", self.generator, generator, self.generator_loss(play))
+        finally:
+            self.discriminator.requires_grad_(True)
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers:
+            scheduler.step()
+
+    def _step(
+        self, who: str, network: nn.Module, optimizer: LightningOptimizer, loss: Loss
+    ) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss.total)
+        told = {"loss": loss.total, **loss.told}
+        if self.gradient_clip is not None:
+            parameters = network.parameters()
+            told["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        elif self.batches_seen % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            told["grad_norm"] = nn.utils.get_total_norm(gradients)
+        optimizer.step()
+        for name, value in told.items():
+            self.log(f"train/{who}_{name}", value.detach())
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizers = [
+            self.make_discriminator_optimizer(self.discriminator.parameters()),
+            self.make_optimizer(self.generator.parameters()),
+        ]
+        factor = lambda batches: self.schedule(batches, self.budget)  # noqa: E731
+        return optimizers, [LambdaLR(optimizer, factor) for optimizer in optimizers]
+
+    def own_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Clips each network's gradients by itself, which Lightning leaves to manual optimisation.
+
+        Raises ValueError for what two alternating optimisers cannot do.
+        """
+        if options.get("accumulate_grad_batches", 1) != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={options['accumulate_grad_batches']}: a GAN's "
+                "networks step in turn, each after every batch. Say "
+                "trainer.accumulate_grad_batches=1 and a larger batch_size"
+            )
+        if options.get("precision") in ("16-mixed", "16-true", 16, "16"):
+            raise ValueError(
+                f"trainer.precision={options['precision']}: the gradient penalties of GANs "
+                "overflow in float16; say trainer.precision=bf16-mixed or 32-true"
+            )
+        self.gradient_clip = options.get("gradient_clip_val")
+        return {**options, "gradient_clip_val": None}
+
+    # -- what can be said without the generator ---------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """How often D holds a caption for a better match to its image than the next one's."""
+        logits = self.judge(batch.images, self.text(batch.captions))
+        others = [*batch.captions[1:], batch.captions[0]]
+        wrong = self.judge(batch.images, self.text(others))
+        differs = torch.tensor(
+            [a != b for a, b in zip(batch.captions, others, strict=True)], device=logits.device
+        )
+        if count := int(differs.sum()):
+            share = (logits > wrong)[differs].float().mean()
+            self.log("val/d_matching", share, batch_size=count, sync_dist=True)
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.generator
+
+
+def accuracy(*logits: Tensor, real: bool) -> Tensor:
+    """Share on the right side of 0, (), each tensor counting alike. Near 1 for real and fake, D has
+    won; near 0.5, it cannot tell them apart."""
+    right = [(part > 0 if real else part < 0).float().mean() for part in logits]
+    return torch.stack(right).mean()
