@@ -42,12 +42,43 @@ MINI_RUN = [
     "callbacks.samples.number=2",
     "logger=csv",
 ]
+MINI_STAGE_ONE = ["model.generator.channels=8", "model.discriminator.channels=2"]
+MINI_STAGE_RUN = [
+    "batch_size=8", "budget.batches=2", "budget.validate_every=2", "callbacks.quality.images=16",
+]  # fmt: skip
+
+MINI_DAMSM = [
+    "model.matcher.image={channels: [8, 8], level: 1}", "model.matcher.features=8",
+    "batch_size=8", "budget.batches=2", "budget.validate_every=2",
+]  # fmt: skip
+
+
+def nested(overrides: list[str]) -> str:
+    """Overrides as one value of another override."""
+    return "[" + ",".join(f"'{override}'" for override in overrides) + "]"
+
+
 MINI_MODELS = {
     "latent_diffusion/tiny": [
         *MINI_AUTOENCODER, "model.unet.channels=[16,32]", "model.unet.head_dim=8", "model.steps=3",
         "model.scale_batches=2",
     ],
     "cvae/tiny": ["model.channels=[16,16]", "model.width=32", "model.latent=4"],
+    "df_gan/tiny": [
+        "model.generator.channels=8", "model.generator.latent=4", "model.discriminator.channels=8",
+        "model.discriminator.head=8",
+    ],
+    "gan_int_cls/tiny": ["model.generator.channels=4", "model.discriminator.channels=4"],
+    "stackgan/stage_one_tiny": [*MINI_STAGE_ONE],
+    "stackgan/tiny": [
+        "model.stage_one.overrides=" + nested([*MINI_STAGES, *MINI_STAGE_ONE, *MINI_STAGE_RUN]),
+        "model.generator.channels=8", "model.discriminator.channels=2",
+    ],
+    "stackgan/tree_tiny": ["model.generator.channels=8", "model.discriminator.channels=2"],
+    "attngan/tiny": [
+        "model.damsm.overrides=" + nested([*MINI_STAGES, *MINI_DAMSM]),
+        "model.generator={channels: 4, latent: 4, condition: 4}", "model.discriminator.channels=4",
+    ],
 }  # fmt: skip
 
 

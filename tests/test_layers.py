@@ -31,7 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"config", "models"},
     "stages": {"checkpoint", "config"},
     "run": {"callbacks", "checkpoint", "config", "models", "stages"},
-    "draw": {"checkpoint", "config", "models", "pictures", "salon"},
+    "interpolate": {"models", "text", "types"},
+    "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
 }
 # Doors join everything, and nothing imports them.

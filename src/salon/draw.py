@@ -1,4 +1,7 @@
-"""What `sample.py` does: a PNG for each prompt and seed, `grid.png`, and `samples.jsonl`."""
+"""What `sample.py` does: a PNG for each prompt and seed, `grid.png`, and `samples.jsonl`.
+
+Or, with `interpolate=N`, `interpolation.png` and a line of `samples.jsonl` for each picture in it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,18 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, ListConfig
 from rich.progress import track
 
-from salon import __version__, checkpoint, pictures
+from salon import __version__, checkpoint, interpolate, pictures
 from salon.config import to_plain
 from salon.models.base import TextToImage, sample_in_batches
 
 log = logging.getLogger(__name__)
+JOURNEY = "interpolation.png"
 
 
 def draw(cfg: DictConfig) -> Path:
@@ -26,6 +30,9 @@ def draw(cfg: DictConfig) -> Path:
     seeds = [int(seed) for seed in as_list(cfg.seeds)]
     if not seeds:
         raise ValueError("seeds=[] draws nothing; give at least one: seeds=[0]")
+    journey = None
+    if cfg.interpolate is not None:
+        journey = Journey(interpolate.rows(prompts, seeds), interpolate.shares(cfg.interpolate))
     file = checkpoint.find(cfg.checkpoint)
     model = load(file, cfg)
     out = Path(cfg.out)
@@ -35,26 +42,67 @@ def draw(cfg: DictConfig) -> Path:
         raise ValueError(f"out={cfg.out!r} cannot be written ({error}); name another") from error
 
     made = provenance(model, file, cfg)
+    if journey is None:
+        rows = draw_each(model, prompts, seeds, out, made, batch_size=cfg.batch_size)
+    else:
+        rows = draw_journey(model, journey, out, made, batch_size=cfg.batch_size)
+    with (out / "samples.jsonl").open("w") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    return out
+
+
+def draw_each(
+    model: TextToImage,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    made: dict[str, Any],
+    *,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Every prompt with every seed: a PNG each, and all of them on `grid.png`."""
     captions = [prompt for prompt in prompts for _ in seeds]
-    repeated = seeds * len(prompts)
+    repeated = list(seeds) * len(prompts)
     rows: list[dict[str, Any]] = []
     drawn: list[torch.Tensor] = []
-    pieces = sample_in_batches(model, captions, repeated, batch_size=cfg.batch_size)
-    for images in track(pieces, "drawing", total=-(-len(captions) // cfg.batch_size)):
+    pieces = sample_in_batches(model, captions, repeated, batch_size=batch_size)
+    for images in track(pieces, "drawing", total=-(-len(captions) // batch_size)):
         drawn.append(images)
         for i, picture in enumerate(pictures.to_pil(images), len(rows)):
             told = {**made, "prompt": captions[i], "seed": repeated[i]}
             name = f"{i // len(seeds):04d}-{slug(captions[i])}-seed{repeated[i]}.png"
             pictures.save_png(picture, out / name, told)
             rows.append({"file": name, **told})
-    with (out / "samples.jsonl").open("w") as lines:
-        lines.writelines(json.dumps(row) + "\n" for row in rows)
     # A prompt's seeds stand side by side, and about eight pictures in a row.
     columns = min(len(captions), len(seeds) * max(1, 8 // len(seeds)))
     sheet = pictures.grid(torch.cat(drawn), captions, columns=columns)
     pictures.save_png(sheet, out / "grid.png", made)
     log.info("%d pictures and grid.png are in %s", len(rows), out)
-    return out
+    return rows
+
+
+class Journey(NamedTuple):
+    rows: list[interpolate.Row]
+    shares: list[float]  # where the pictures of each row stand
+
+
+def draw_journey(
+    model: TextToImage, journey: Journey, out: Path, made: dict[str, Any], *, batch_size: int
+) -> list[dict[str, Any]]:
+    """The rows under each other on `interpolation.png`, with captions under their ends."""
+    told: list[dict[str, Any]] = []
+    drawn: list[torch.Tensor] = []
+    captions: list[str] = []
+    for row in track(journey.rows, "drawing"):
+        drawn.append(interpolate.draw_row(model, row, journey.shares, batch_size=batch_size))
+        start, stop = (f"{end.prompt}, seed {end.seed}" for end in row)
+        captions += [start, *[""] * (len(journey.shares) - 2), stop]
+        ends = {"prompts": [end.prompt for end in row], "seeds": [end.seed for end in row]}
+        told += [{"file": JOURNEY, **made, **ends, "share": share} for share in journey.shares]
+    sheet = pictures.grid(torch.cat(drawn), captions, columns=len(journey.shares))
+    pictures.save_png(sheet, out / JOURNEY, {**made, "rows": json.dumps(journey.rows)})
+    log.info("%d rows of %d pictures are %s", len(drawn), len(journey.shares), out / JOURNEY)
+    return told
 
 
 def as_list(given: Any) -> list[Any]:

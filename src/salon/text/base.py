@@ -5,6 +5,7 @@ N captions, L tokens, D the tower's width, D' the width of the pooled vector.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -77,3 +78,25 @@ def unit(pooled: Tensor) -> Tensor:
     """Pooled vectors (N, D') of length sqrt(D'): every entry is about 1, whatever the tower's
     scale."""
     return F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5
+
+
+def blend(a: Text, b: Text, share: Tensor) -> Text:
+    """N texts on the straight line from caption a to caption b (one each), `share` (N,) of the way.
+
+    Tokens of the longer caption have no partner in the shorter one. Fading them in from zero would
+    be a jump: a key of zeros still takes its part of a softmax, however small the share. So each
+    caption's tokens are repeated to the least common length, which an attention cannot tell from
+    the caption itself, and then every token has a partner at the same place of the other caption.
+    """
+    one, other = (text.tokens[text.mask] for text in (a, b))  # (L, D) each, without padding
+    length = math.lcm(len(one), len(other))
+    tokens = torch.lerp(_stretched(one, length), _stretched(other, length), share[:, None, None])
+    return Text(
+        tokens,  # (N, least common multiple of both L, D)
+        torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device),
+        torch.lerp(a.pooled, b.pooled, share[:, None]),  # (N, D')
+    )
+
+
+def _stretched(tokens: Tensor, length: int) -> Tensor:
+    return tokens.repeat_interleave(length // len(tokens), dim=0)[None]  # (1, length, D)
