@@ -186,6 +186,7 @@ class LatentDiffusion(TextToImage):
         denoise = guided(
             denoiser(self.process, self.network), text, self.null(), self.guidance, self.interval
         )
+        walk: Callable[..., Tensor]
         if self.sampler in STOCHASTIC:
             start, eps = z[:, 0], z[:, 1:].transpose(0, 1)  # (S - 1, N, C, h, w)
             walk = partial(STOCHASTIC[self.sampler], eps=eps)
