@@ -45,7 +45,8 @@ def clip(*, image_size: int = 8) -> ClipTower:
     tower = custom(
         embed_dim=6, image_size=image_size,
         vision={"patch_size": 4, "layers": 1, "width": 8, "head_width": 4},
-        text={"layers": 1, "width": 8, "heads": 2}, context=12, vocabulary=32, remember=100,
+        text={"layers": 1, "width": 8, "heads": 2}, context=12, vocabulary=32,
+        embedding_std=0.02, remember=100,
     )  # fmt: skip
     tower.learn_vocabulary(iter(CAPTIONS))
     return tower.eval().requires_grad_(False)

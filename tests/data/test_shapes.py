@@ -185,7 +185,7 @@ def test_two_processes_at_once_render_it_once(tmp_path: Path) -> None:
         Path(me).touch()
         while not Path(other).exists():
             time.sleep(0.01)
-        settings = shapes.ShapesSettings(8, 3, dict.fromkeys(shapes.SPLITS, 2), 16, 3)
+        settings = shapes.ShapesSettings(8, 3, dict.fromkeys(shapes.SPLITS, 2), 16, 3, 0.5)
         print("RESULT", len(calls), shapes.prepare(root, settings), len(calls))
     """)
     ready = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -286,5 +286,31 @@ def test_splits_that_are_not_the_four_are_refused(samples: dict[str, int], tmp_p
     with pytest.raises(ValueError, match=r"data\.samples=.*train, val, test, heldout"):
         ShapesData(
             root=str(tmp_path), world_seed=0, samples=samples, shard_size=4, phrasings=1, pairs=0.5,
+            resolution=8, **STREAM,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("pairs", "expected"), [(0.25, 10), (0.0, 0), (1.0, 40), (0.7, 28)])
+def test_the_share_of_pairs(tmp_path: Path, pairs: float, expected: int) -> None:
+    folder = prepare(tmp_path, SETTINGS._replace(resolution=8, pairs=pairs))
+    counts = [len(json.loads(record)["scene"]["objects"]) for record in _jsons(folder, "train")]
+    assert (len(counts), counts.count(2)) == (40, expected)
+    # Spread evenly: any ten in a row have their share.
+    for first in range(0, 40, 10):
+        assert abs(counts[first : first + 10].count(2) - 10 * pairs) <= 1
+
+
+def _jsons(folder: Path, split: str) -> Iterator[bytes]:
+    for path in sorted((folder / split).glob("*.tar")):
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    yield tar.extractfile(member).read()  # type: ignore[union-attr]
+
+
+def test_a_share_beyond_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.pairs=1\.5: expected a share"):
+        ShapesData(
+            root=str(tmp_path), world_seed=0, samples=COUNTS, shard_size=4, phrasings=1, pairs=1.5,
             resolution=8, **STREAM,
         )  # fmt: skip

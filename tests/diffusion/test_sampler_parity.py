@@ -11,7 +11,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from salon.diffusion.samplers import dpmpp_2m, euler, heun
+from salon.diffusion.samplers import dpmpp_2m, euler, euler_ancestral, heun
 from salon.diffusion.schedule import START, CosineV, Denoise, RectifiedFlow, denoiser
 
 # diffusers 0.42 hands NumPy a tensor in a way that NumPy 2 announces to drop.
@@ -109,6 +109,25 @@ def test_every_state_equals_diffusers(case: str, prediction: str) -> None:
     grid = torch.cat([sigmas[:1], sigmas[1::2]]) if sampler is heun else sigmas
     denoise, ours = recorded(DENOISE[prediction])
     end = sampler(denoise, noise() * sigmas[0], grid)
+    compare([*theirs, sample], [*ours, end])
+
+
+@pytest.mark.parametrize("prediction", DENOISE)
+def test_ancestral_states_equal_ddim_with_eta_1(prediction: str) -> None:
+    scheduler, sigmas = ddim(prediction, 20)
+    generator = torch.Generator().manual_seed(3)
+    eps = torch.randn(19, 4, 6, generator=generator, dtype=torch.float64)
+    sample = noise() * sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
+    theirs = []
+    for i, (timestep, sigma) in enumerate(zip(scheduler.timesteps, sigmas, strict=False)):
+        theirs.append(sample * (1 + sigma**2).sqrt())
+        output = network(sample, COSINE.t(sigma).expand(len(sample)))
+        last = i == len(eps)
+        options = {"eta": 0.0} if last else {"eta": 1.0, "variance_noise": eps[i]}
+        sample = scheduler.step(output, timestep, sample, **options).prev_sample
+
+    denoise, ours = recorded(DENOISE[prediction])
+    end = euler_ancestral(denoise, noise() * sigmas[0], sigmas, eps)
     compare([*theirs, sample], [*ours, end])
 
 

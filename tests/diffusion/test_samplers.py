@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from salon.diffusion.samplers import SAMPLERS, dpmpp_2m, euler, heun
+from salon.diffusion.samplers import SAMPLERS, dpmpp_2m, euler, euler_ancestral, heun
 from salon.diffusion.schedule import Denoise, RectifiedFlow, denoiser
 
 MU = 0.7
@@ -135,3 +135,33 @@ def test_nothing_reads_a_value_back_from_the_device(name: str) -> None:
     denoise = denoiser(flow, lambda x, t: x * t[:, None])
     end = SAMPLERS[name](denoise, torch.empty(2, 3, device="meta"), flow.sigmas(4))
     assert (end.shape, end.dtype, end.device.type) == ((2, 3), torch.float32, "meta")
+
+
+def test_the_ancestral_sampler_draws_the_law_of_the_data() -> None:
+    """By the law of total variance the steps' noise makes up for just what is forgotten."""
+    generator = torch.Generator().manual_seed(0)
+    sigmas = torch.cat([uneven_grid(400), torch.zeros(1, dtype=torch.float64)])
+    shape = (4000, 4)
+    start = MU + (SD**2 + sigmas[0] ** 2).sqrt() * torch.randn(
+        shape, generator=generator, dtype=torch.float64
+    )
+    eps = torch.randn(len(sigmas) - 2, *shape, generator=generator, dtype=torch.float64)
+    end = euler_ancestral(exact_denoise, start, sigmas, eps)
+    torch.testing.assert_close(end.mean(0), torch.full_like(SD, MU), atol=0.1, rtol=0)
+    torch.testing.assert_close(end.std(0), SD, atol=0, rtol=0.05)
+
+
+def test_the_ancestral_sampler_ends_without_noise() -> None:
+    sigmas = torch.tensor([5.0, 1.0, 0.0])
+    eps = torch.ones(1, 3)
+    seen: list[Tensor] = []
+
+    def denoise(y: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(y)
+        return 0.5 * torch.ones(3)
+
+    end = euler_ancestral(denoise, 5 * torch.ones(3), sigmas, eps)
+    assert torch.equal(end, 0.5 * torch.ones(3))
+    # A level of 1 after one of 5 keeps a 25th of the distance, and adds sqrt(1 - 1/25) of noise.
+    expected = 0.5 + 4.5 / 25 + math.sqrt(24 / 25)
+    torch.testing.assert_close(seen[1], torch.full((3,), expected))

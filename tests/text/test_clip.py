@@ -21,7 +21,7 @@ def tower() -> ClipTower:
     torch.manual_seed(0)
     made = clip.custom(
         embed_dim=8, image_size=16, vision=VISION, text={"layers": 2, "width": 12, "heads": 2},
-        context=12, vocabulary=32, remember=3,
+        context=12, vocabulary=32, embedding_std=0.02, remember=3,
     )  # fmt: skip
     made.learn_vocabulary(iter(CAPTIONS))
     return made.requires_grad_(False).eval()
@@ -107,7 +107,7 @@ def test_compact_vocabulary(tower: ClipTower, caplog: pytest.LogCaptureFixture) 
 def test_the_vocabulary_keeps_the_most_frequent_words() -> None:
     tower = clip.custom(
         embed_dim=8, image_size=16, vision=VISION, text={"layers": 1, "width": 8, "heads": 2},
-        context=12, vocabulary=5, remember=3,
+        context=12, vocabulary=5, embedding_std=0.02, remember=3,
     )  # fmt: skip
     tower.learn_vocabulary(iter(["red circle", "red square", "red circle", "cross"]))
     rows = tower.token_ids(["red circle cross"])[0][0, 1:4].tolist()
@@ -168,7 +168,8 @@ def test_a_failed_download_is_explained(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_resnet_sees_images_of_any_size() -> None:
     tower = clip.custom(
         embed_dim=8, image_size=32, vision={"layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
-        text={"layers": 1, "width": 8, "heads": 2}, context=12, vocabulary=5, remember=3,
+        text={"layers": 1, "width": 8, "heads": 2}, context=12, vocabulary=5,
+        embedding_std=0.02, remember=3,
     )  # fmt: skip
     assert tower.eval().encode_images(torch.zeros(2, 3, 48, 48)).shape == (2, 8)
 
@@ -177,5 +178,20 @@ def test_an_unknown_field_of_open_clips_is_named() -> None:
     with pytest.raises(ValueError, match=r"vision\.widht.*nearest is 'width'"):
         clip.custom(
             embed_dim=8, image_size=32, vision={"widht": 8}, text={}, context=12, vocabulary=5,
-            remember=3,
+            embedding_std=0.02, remember=3,
         )  # fmt: skip
+
+
+def test_words_start_apart_and_stay_apart() -> None:
+    """At open_clip's own 0.02 they would start almost alike beside what training adds."""
+    torch.manual_seed(0)
+    tower = clip.custom(
+        embed_dim=8, image_size=16, vision=VISION, text={"layers": 1, "width": 64, "heads": 2},
+        context=12, vocabulary=32, embedding_std=1.0, remember=3,
+    )  # fmt: skip
+    words = tower.clip.token_embedding.weight
+    assert words.std().item() == pytest.approx(1.0, rel=0.05)
+    assert tower.clip.positional_embedding.std().item() == pytest.approx(0.5, rel=0.1)
+    # Independent in 64 dimensions: sqrt(2 x 64) apart.
+    apart = torch.pdist(words.detach())
+    assert apart.min() > 0.6 * (2 * 64) ** 0.5

@@ -1,10 +1,13 @@
-"""Deterministic samplers of the probability-flow ODE, dy/dsigma = (y - x0(y, sigma)) / sigma.
+"""Samplers of the probability-flow ODE, dy/dsigma = (y - x0(y, sigma)) / sigma, and of its SDE.
 
 Free functions of `denoise(y, sigma) -> x0` and a descending grid of noise levels. y starts as
 sigmas[0] eps, and the sample comes back at sigmas[-1]. A last level of 0 returns the last x0.
 
 All are written as steps of x0 + ratio (y - x0), ratio = next / sigma: the equal of y + (next -
 sigma) (y - x0) / sigma, without its loss of float32 digits where sigma is in the thousands.
+
+The SDE forgets part of y at each step and puts fresh noise in its place: what a network decided
+wrongly at a high level can be decided again.
 """
 
 import math
@@ -52,7 +55,23 @@ def dpmpp_2m(denoise: Denoise, y: Tensor, sigmas: Tensor) -> Tensor:
     return y
 
 
+def euler_ancestral(denoise: Denoise, y: Tensor, sigmas: Tensor, eps: Tensor) -> Tensor:
+    """The ancestral sampler of Ho et al. 2020, in sigma. It is DDIM with eta 1 (Song et al.
+    2020, Equations 12 and 16).
+
+    eps (S - 1, *y.shape) is the noise of the S steps but the last, which adds none.
+    """
+    for i, (sigma, ahead) in enumerate(_steps(sigmas)):
+        x0 = denoise(y, sigma)
+        kept = float(ahead / sigma) ** 2
+        y = x0 + kept * (y - x0)
+        if i < len(eps):
+            y = y + float(ahead) * math.sqrt(1 - kept) * eps[i]
+    return y
+
+
 SAMPLERS = {"ddim": euler, "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+STOCHASTIC = {"euler_ancestral": euler_ancestral}  # also take the noise of their steps
 
 
 def _steps(sigmas: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,13 +16,14 @@ N images, C latent channels, h = H / factor, L tokens, D the tower's width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from salon.diffusion.guidance import drop_condition, guided
-from salon.diffusion.samplers import SAMPLERS
+from salon.diffusion.samplers import SAMPLERS, STOCHASTIC
 from salon.diffusion.schedule import Noised, Process, denoiser
 from salon.models.base import MakeOptimizer, Schedule, TextToImage, chance, noise
 from salon.nn.autoencoder import AutoencoderKL, sample
@@ -169,17 +170,26 @@ class LatentDiffusion(TextToImage):
 
     def set_sampling(self, **settings: Any) -> None:
         super().set_sampling(**settings)
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler={self.sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        names = (*SAMPLERS, *STOCHASTIC)
+        if self.sampler not in names:
+            raise ValueError(f"sampler={self.sampler!r}; expected one of {', '.join(names)}")
         self.process.sigmas(self.steps)  # says what is wrong with a number of steps
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        return self.shape
+        """The start (C, h, w), or of a stochastic sampler (S, C, h, w): the start and the noise of
+        S - 1 steps."""
+        return (self.steps, *self.shape) if self.sampler in STOCHASTIC else self.shape
 
     def paint(self, z: Tensor, text: Text) -> Tensor:
         sigmas = self.process.sigmas(self.steps)
         denoise = guided(
             denoiser(self.process, self.network), text, self.null(), self.guidance, self.interval
         )
-        return self.decode(SAMPLERS[self.sampler](denoise, z * float(sigmas[0]), sigmas))
+        walk: Callable[..., Tensor]
+        if self.sampler in STOCHASTIC:
+            start, eps = z[:, 0], z[:, 1:].transpose(0, 1)  # (S - 1, N, C, h, w)
+            walk = partial(STOCHASTIC[self.sampler], eps=eps)
+        else:
+            start, walk = z, SAMPLERS[self.sampler]
+        return self.decode(walk(denoise, start * float(sigmas[0]), sigmas))

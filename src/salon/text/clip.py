@@ -160,6 +160,7 @@ def custom(
     text: Mapping[str, Any],  # open_clip's CLIPTextCfg
     context: int,  # tokens, with the two ends
     vocabulary: int,  # rows of the table
+    embedding_std: float,  # of the words' first vectors, and half of it of the positions'
     remember: int,
 ) -> ClipTower:
     """An untrained CLIP of these sizes, with open_clip's tokenizer over a compact table."""
@@ -176,6 +177,9 @@ def custom(
         vision_cfg={**vision, "image_size": image_size},
         text_cfg={**text, "context_length": context, "vocab_size": vocabulary},
     )
+    with torch.no_grad():
+        clip.token_embedding.weight.normal_(std=embedding_std)
+        clip.positional_embedding.normal_(std=embedding_std / 2)
     half = (0.5, 0.5, 0.5)
     return ClipTower(
         clip, image_mean=half, image_std=half, vocabulary=vocabulary, remember=remember
