@@ -124,3 +124,20 @@ def test_a_config_file_with_a_typo_is_refused(
     cfg.model.latnet = 3
     with pytest.raises(ValueError, match=r"'model\.latnet'.*nearest known one is 'model\.latent'"):
         run.train(cfg, tmp_path)
+
+
+def test_families_that_clip_differently_share_their_stages(
+    mini: Callable[..., DictConfig],
+) -> None:
+    """A GAN's trainer clips nothing; its text tower is the one that latent diffusion has."""
+    placed = {}
+    for model, *more in (
+        ("gan_int_cls/tiny",),
+        ("latent_diffusion/tiny",),
+        ("latent_diffusion/tiny", "trainer.gradient_clip_val=0.3"),
+    ):
+        cfg = mini(model, *more)
+        stage, folder = stages.place(cfg, cfg.model.text, "data")
+        placed[model, *more] = folder
+        assert stage.trainer.gradient_clip_val == 1.0
+    assert len(set(placed.values())) == 1

@@ -35,8 +35,10 @@ log = logging.getLogger(__name__)
 SUMMARY = "summary.json"
 # What of a run's config is the run's own, so that a stage is trained where and as the run is.
 SHARED = ("data", "trainer", "logger", "seed", "stages_dir", "metrics")
-# Of the trainer, what changes weights.
+# Of the trainer, what changes weights; and of that, what belongs to a model and its learning rate.
+# A stage keeps its own of these, so that families which clip differently share one text tower.
 NUMERICS = ("precision", "gradient_clip_val", "accumulate_grad_batches")
+OF_THE_MODEL = ("gradient_clip_val", "accumulate_grad_batches")
 
 
 class Part(NamedTuple):
@@ -119,9 +121,11 @@ def composed(cfg: DictConfig, name: str, overrides: list[str]) -> DictConfig:
     """The config of a stage's own run: its own model and budget, this run's everything else."""
     stage = compose("train", [f"model={name}", *overrides])
     OmegaConf.set_struct(stage, False)
+    own = {key: stage.trainer[key] for key in OF_THE_MODEL}
     for key in SHARED:
         if key in cfg:
             stage[key] = _raw(cfg[key])
+    stage.trainer.update(own)
     # Also where this run's config is resolved already, as a resumed run's is.
     stage.data.batch_size, stage.data.seed = "${batch_size}", "${seed}"
     stage.job_type = "stage"

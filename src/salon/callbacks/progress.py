@@ -23,8 +23,11 @@ class Lines(Callback):
     ) -> None:
         if time.monotonic() - self._said >= EVERY and trainer.is_global_zero:
             self._said = time.monotonic()
-            loss = trainer.callback_metrics.get("train/loss")
-            told = f", loss {float(loss):.4f}" if loss is not None else ""
+            metrics = trainer.callback_metrics
+            losses = {
+                name: metrics[f"train/{name}"] for name in LOSSES if f"train/{name}" in metrics
+            }
+            told = "".join(f", {name} {float(loss):.4f}" for name, loss in losses.items())
             print(f"batch {batch_idx + 1} of {trainer.limit_train_batches}{told}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -34,6 +37,7 @@ class Lines(Callback):
             print("  ".join(f"{name} {float(metrics[name]):.4f}" for name in shown), flush=True)
 
 
+LOSSES = ("loss", "d_loss", "g_loss")
 HEADLINES = ("quality/prompt_accuracy", "quality/fid", "quality/fd_clip", "quality/clip_score")
 
 

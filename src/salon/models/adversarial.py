@@ -81,11 +81,14 @@ class Adversarial(TextToImage, Generic[P]):
         play = self.prepare(batch)
         self._step("d", self.discriminator, discriminator, self.discriminator_loss(play))
         # Its weights need no gradients now: that saves a third of the backward pass through D.
-        self.discriminator.requires_grad_(False)
+        trained = [p for p in self.discriminator.parameters() if p.requires_grad]
         try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
             self._step("g", self.generator, generator, self.generator_loss(play))
         finally:
-            self.discriminator.requires_grad_(True)
+            for parameter in trained:
+                parameter.requires_grad_(True)
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers:
             scheduler.step()
@@ -95,13 +98,11 @@ class Adversarial(TextToImage, Generic[P]):
     ) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss.total)
-        told = {"loss": loss.total, **loss.told}
-        if self.gradient_clip is not None:
-            parameters = network.parameters()
-            told["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
-        elif self.batches_seen % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            gradients = [p.grad for p in network.parameters() if p.grad is not None]
-            told["grad_norm"] = nn.utils.get_total_norm(gradients)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.gradient_clip:  # 0 is off, as Lightning has it
+            nn.utils.clip_grads_with_norm_(network.parameters(), self.gradient_clip, norm)
+        told = {"loss": loss.total, "grad_norm": norm, **loss.told}
         optimizer.step()
         for name, value in told.items():
             self.log(f"train/{who}_{name}", value.detach())
@@ -129,6 +130,11 @@ class Adversarial(TextToImage, Generic[P]):
             raise ValueError(
                 f"trainer.precision={options['precision']}: the gradient penalties of GANs "
                 "overflow in float16; say trainer.precision=bf16-mixed or 32-true"
+            )
+        if options.get("gradient_clip_algorithm") not in (None, "norm"):
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm={options['gradient_clip_algorithm']}: a GAN's "
+                "networks are clipped by their norm; say trainer.gradient_clip_algorithm=norm"
             )
         self.gradient_clip = options.get("gradient_clip_val")
         return {**options, "gradient_clip_val": None}
