@@ -45,6 +45,8 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/unet.py
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/adversarial.py
+	$(BIN)/python benchmarks/damsm.py
 
 clean:
 	rm -rf runs multirun stages samples outputs data/shapes-* data/.shapes-* .pytest_cache .mypy_cache .ruff_cache

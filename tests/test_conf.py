@@ -104,7 +104,7 @@ def test_families_in_the_miniature_world_are_all_families(hydra_conf: None) -> N
             target = compose("train", [f"model={model}"]).model[TARGET]
             from salon.config import _locate
 
-            if issubclass(_locate(target, "model"), TextToImage) and model.endswith("/tiny"):
+            if issubclass(_locate(target, "model"), TextToImage) and model.endswith("tiny"):
                 families.add(model)
     assert families == set(MINI_MODELS), "a new family needs a miniature in tests/conftest.py"
 
