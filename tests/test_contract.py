@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from conftest import MINI_MODELS, ROOT, mini_overrides
 from salon import checkpoint, run
+from salon.interpolate import End, Row, draw_row
 from salon.models.base import TextToImage
 
 CAPTIONS = [
@@ -75,6 +76,14 @@ def test_other_seeds_and_captions_give_other_images(trained: TextToImage) -> Non
     assert (first - seed).abs().max() > 1e-3
     assert (first - caption).abs().max() > 1e-3
     torch.testing.assert_close(trained.sample([CAPTIONS[0]], [0]), first, atol=0, rtol=0)
+
+
+def test_a_row_between_two_captions_ends_at_both(trained: TextToImage) -> None:
+    row = Row(End(CAPTIONS[0], 3), End(CAPTIONS[1], 5))
+    drawn = draw_row(trained.eval(), row, [0.0, 0.5, 1.0], batch_size=2)
+    ends = trained.sample([CAPTIONS[0], CAPTIONS[1]], [3, 5])
+    torch.testing.assert_close(drawn[[0, 2]], ends, atol=1e-4, rtol=0)
+    assert min((drawn[1] - end).abs().max() for end in ends) > 1e-3
 
 
 def test_sampling_leaves_no_trace(trained: TextToImage) -> None:
