@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 # What of a run's config is the run's own, so that a stage is trained where and as the run is.
-SHARED = ("data", "trainer", "logger", "seed", "stages_dir", "metrics")
+SHARED = ("data", "text", "trainer", "logger", "seed", "stages_dir", "metrics")
 # Of the trainer, what changes weights; and of that, what belongs to a model and its learning rate.
 # A stage keeps its own of these, so that families which clip differently share one text tower.
 NUMERICS = ("precision", "gradient_clip_val", "accumulate_grad_batches")
@@ -94,6 +94,8 @@ def place(cfg: DictConfig, node: DictConfig, identity: str) -> tuple[DictConfig,
         "data": [identity, stage.data.lanes, stage.data.window],
         "trainer": [stage.trainer[key] for key in NUMERICS],
     }
+    if below := names(stage, identity):  # stages that this stage stands on
+        told["stages"] = below
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
     return stage, Path(cfg.stages_dir) / f"{node[STAGE].replace('/', '-')}-{digest}"
 
