@@ -71,12 +71,12 @@ MINI_MODELS = {
     "gan_int_cls/tiny": ["model.generator.channels=4", "model.discriminator.channels=4"],
     "stackgan/stage_one_tiny": [*MINI_STAGE_ONE],
     "stackgan/tiny": [
-        "model.stage_one.overrides=" + nested([*MINI_STAGES, *MINI_STAGE_ONE, *MINI_STAGE_RUN]),
+        "model.stage_one.overrides=" + nested([*MINI_STAGE_ONE, *MINI_STAGE_RUN]),
         "model.generator.channels=8", "model.discriminator.channels=2",
     ],
     "stackgan/tree_tiny": ["model.generator.channels=8", "model.discriminator.channels=2"],
     "attngan/tiny": [
-        "model.damsm.overrides=" + nested([*MINI_STAGES, *MINI_DAMSM]),
+        "model.damsm.overrides=" + nested(MINI_DAMSM),
         "model.generator={channels: 4, latent: 4, condition: 4}", "model.discriminator.channels=4",
     ],
 }  # fmt: skip

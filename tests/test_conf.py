@@ -145,10 +145,8 @@ def test_families_that_clip_differently_share_their_stages(
 
 def test_a_stage_stands_on_the_text_tower_of_the_run(mini: Callable[..., DictConfig]) -> None:
     """AttnGAN's DAMSM reads with the tower that AttnGAN has, and another tower is another DAMSM."""
-    one, other = (
-        mini("attngan/tiny"),
-        mini("attngan/tiny", "text.overrides=[model.tower.context=20]"),
-    )
+    one = mini("attngan/tiny")
+    other = mini("attngan/tiny", 'text.overrides=["model.tower.context=20"]')
     places = [stages.place(cfg, cfg.model.damsm, "data") for cfg in (one, other)]
     for cfg, (stage, _) in zip((one, other), places, strict=True):
         assert to_plain(stage.model.text) == to_plain(cfg.model.text)
