@@ -32,6 +32,7 @@ from salon.losses.adversarial import cls_discriminator, non_saturating
 from salon.losses.pairs import PAIRS, WrongPairs
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.models.base import MakeOptimizer, Schedule
+from salon.nn.blocks import Bottleneck
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
 
@@ -61,23 +62,6 @@ def up(c_in: int, c_out: int) -> nn.Module:
 
 def down(c_in: int, c_out: int) -> nn.Module:
     return nn.Conv2d(c_in, c_out, 4, stride=2, padding=1, bias=False)
-
-
-class Bottleneck(nn.Module):
-    """A residual block through a quarter of the channels; its activation follows the sum."""
-
-    def __init__(self, channels: int, activation: nn.Module) -> None:
-        super().__init__()
-        inner = channels // 4
-        self.activation = activation
-        self.branch = nn.Sequential(
-            nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), activation,
-            nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), activation,
-            nn.Conv2d(inner, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(x + self.branch(x))  # (N, C, H, W)
 
 
 class Generator(nn.Module):

@@ -40,6 +40,7 @@ from salon.losses.pairs import PAIRS, WrongPairs
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.autoencoder import Moments
+from salon.nn.blocks import Bottleneck
 from salon.nn.conditioning import ConditioningAugmentation
 from salon.nn.tree import SIDE, Heads, Match, Trunk, doublings, resized, tiled
 from salon.text.base import TextTower, unit
@@ -54,22 +55,6 @@ class Painted(NamedTuple):
 
 
 # -- generators ------------------------------------------------------------------------------------
-
-
-class Bottleneck(nn.Module):
-    """Of the TensorFlow code's Stage-I: narrow, convolve, widen, add, ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        narrow = channels // 4
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, narrow, 3, padding=1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
-        )  # fmt: skip
-
-    def forward(self, h: Tensor) -> Tensor:
-        return F.relu(h + self.layers(h))
 
 
 class Residual(nn.Module):
@@ -118,10 +103,10 @@ class StageOne(nn.Module):
         self.start = nn.Sequential(
             nn.Linear(latent + condition, pixels, bias=False), nn.BatchNorm1d(pixels)
         )
-        layers: list[nn.Module] = [Bottleneck(widths[0]) if bottlenecks else nn.ReLU()]
+        layers: list[nn.Module] = [Bottleneck(widths[0], nn.ReLU()) if bottlenecks else nn.ReLU()]
         for i, (a, b) in enumerate(pairwise(widths)):
             layers += up(a, b)
-            layers.append(Bottleneck(b) if bottlenecks and i == 0 else nn.ReLU())
+            layers.append(Bottleneck(b, nn.ReLU()) if bottlenecks and i == 0 else nn.ReLU())
         layers.append(nn.Conv2d(widths[-1], 3, 3, padding=1, bias=False))
         self.layers = nn.Sequential(*layers)
         self.apply(init_normal)

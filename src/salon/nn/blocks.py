@@ -86,6 +86,26 @@ class ResBlock(nn.Module):
         return self.skip(x) + h  # (N, C_out, H, W)
 
 
+class Bottleneck(nn.Module):
+    """A residual block through a quarter of the channels; its activation follows the sum.
+
+    Of the discriminator and generator of Reed et al. 2016, and of StackGAN's first stage.
+    """
+
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__()
+        inner = channels // 4
+        self.activation = activation
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), activation,
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), activation,
+            nn.Conv2d(inner, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x + self.branch(x))  # (N, C, H, W)
+
+
 class Downsample(nn.Module):
     """Halve H and W by a convolution of stride 2.
 

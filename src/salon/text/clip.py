@@ -7,9 +7,7 @@ N captions or images, L tokens, D the text transformer's width, E the width of t
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,17 +15,14 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from salon.text.base import TextTower
+from salon.text.tokens import TokenTower
 from salon.types import Text
 
-log = logging.getLogger(__name__)
 
-
-class ClipTower(TextTower):
+class ClipTower(TokenTower):
     """Both towers of an open_clip CLIP behind the contract of `TextTower`.
 
     `tokens` are the text transformer's last hidden states after its final norm, as Stable Diffusion
@@ -43,88 +38,18 @@ class ClipTower(TextTower):
         vocabulary: int | None,  # compact table over open_clip's tokens; None = open_clip's own ids
         remember: int,
     ) -> None:
-        super().__init__(remember=remember)
-        self.vocabulary: Tensor | None
+        super().__init__(
+            context=int(clip.context_length), ends=True, vocabulary=vocabulary, remember=remember
+        )
         self.image_mean: Tensor  # (3, 1, 1)
         self.image_std: Tensor  # (3, 1, 1)
         self.clip = clip
         self.width = int(clip.ln_final.weight.shape[0])
         self.pooled_width = self.image_width = int(clip.text_projection.shape[1])
-        self.context = int(clip.context_length)
         size = clip.visual.image_size  # a pair in vision transformers, a number in ResNets
         self.image_size = int(size if isinstance(size, int) else size[0])
-        self.tokenizer = SimpleTokenizer()
         self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
-        self._warned: set[str] = set()
-        if vocabulary is not None:
-            # Sorted open_clip ids in use; row i of the table is id vocabulary[i]. The two special
-            # tokens are there from the start; free rows hold an id that nothing has.
-            known = torch.full((vocabulary,), NO_TOKEN)
-            known[:2] = torch.tensor([self.tokenizer.sot_token_id, self.tokenizer.eot_token_id])
-            self.register_buffer("vocabulary", known)
-        else:
-            self.vocabulary = None
-
-    @property
-    def untaught(self) -> bool:
-        """Whether there is a table to fill, and nothing in it but the two ends."""
-        return self.vocabulary is not None and bool((self.vocabulary[2:] == NO_TOKEN).all())
-
-    def learn_vocabulary(self, captions: Iterator[str]) -> None:
-        """Keep the most frequent tokens of these captions, as many as the table has rows for."""
-        if self.vocabulary is None:
-            return
-        counts: Counter[int] = Counter()
-        for caption in captions:
-            counts.update(self.tokenizer.encode(caption))
-        special = [self.tokenizer.sot_token_id, self.tokenizer.eot_token_id]
-        # The last row is for all tokens that are not in the table.
-        common = sorted(counts, key=lambda token: (-counts[token], token))
-        kept = sorted(common[: len(self.vocabulary) - len(special) - 1] + special)
-        self.vocabulary.fill_(NO_TOKEN)
-        self.vocabulary[: len(kept)] = torch.tensor(kept)
-
-    def token_ids(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids (N, L) and mask (N, L) bool, L the longest caption's length with its two ends.
-
-        A caption that is too long is cut, with a warning that says where.
-        """
-        rows = []
-        for caption in captions:
-            ids = self.tokenizer.encode(caption)
-            if len(ids) > self.context - 2:
-                kept = ids[: self.context - 2]
-                self._warn(
-                    f"prompt of {len(ids)} tokens is longer than the {self.context - 2} that the "
-                    f"text tower reads; it is cut after {self.tokenizer.decode(kept).strip()!r}"
-                )
-                ids = kept
-            rows.append([self.tokenizer.sot_token_id, *ids, self.tokenizer.eot_token_id])
-        length = max(map(len, rows))
-        mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-        if self.vocabulary is not None:
-            ids = self._compact(ids, mask, self.vocabulary.cpu())
-        device = self.clip.positional_embedding.device
-        return ids.to(device), mask.to(device)
-
-    def _compact(self, ids: Tensor, mask: Tensor, known: Tensor) -> Tensor:
-        """Token ids to rows of the table; `known` (rows) holds each row's id, sorted."""
-        rows = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
-        unknown = (known[rows] != ids) & mask
-        for token in sorted(set(ids[unknown].tolist())):
-            word = self.tokenizer.decode([token]).strip()
-            self._warn(f"the text tower was trained without the word {word!r} and cannot read it")
-        return torch.where(unknown | ~mask, len(known) - 1, rows)
-
-    def _warn(self, message: str) -> None:
-        """Once for each message, and not without end: web captions hold ever new words."""
-        if message not in self._warned and len(self._warned) < MOST_WARNINGS:
-            self._warned.add(message)
-            log.warning(message)
-            if len(self._warned) == MOST_WARNINGS:
-                log.warning("further words and long prompts are not named")
 
     def encode(self, captions: Sequence[str]) -> Text:
         ids, mask = self.token_ids(captions)
@@ -146,10 +71,6 @@ class ClipTower(TextTower):
     @property
     def logit_scale(self) -> Tensor:
         return self.clip.logit_scale.exp()
-
-
-MOST_WARNINGS = 50
-NO_TOKEN = 2**31  # larger than any token id, so that the table stays sorted
 
 
 def custom(
