@@ -39,9 +39,9 @@ SCENES: list[dict[str, Any]] = [
 ]
 
 
-def clip(*, image_size: int = 8) -> ClipTower:
+def clip(*, image_size: int = 8, seed: int = 0) -> ClipTower:
     """An untrained CLIP that knows the words of `CAPTIONS`."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tower = custom(
         embed_dim=6, image_size=image_size,
         vision={"patch_size": 4, "layers": 1, "width": 8, "head_width": 4},

@@ -14,7 +14,7 @@ from salon.text.clip import ClipTower
 
 @pytest.fixture(scope="module")
 def tower() -> ClipTower:
-    return toy.clip()
+    return toy.clip(seed=1)  # for some, no image is near to any caption
 
 
 @pytest.fixture(scope="module")

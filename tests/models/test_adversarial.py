@@ -490,3 +490,8 @@ def test_accuracy() -> None:
     assert accuracy(torch.tensor([1.0, -1.0, 3.0, 2.0]), real=False) == 0.25
     many, one = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([-1.0])
     assert accuracy(many, one, real=True) == 0.5, "each tensor counts alike"
+
+
+def test_weights_in_bfloat16_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"precision=bf16-true: .*bf16-mixed"):
+        ToyGAN().own_options({"precision": "bf16-true"})

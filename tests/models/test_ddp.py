@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import salon
 import toy
-from salon.losses.pairs import WrongPairs, roll
 from salon.models.base import noise
 from salon.models.df_gan import DFGAN, Discriminator, Generator, HingeMAGP, Play
 from salon.nn.augment import DiffAugment
@@ -38,20 +37,13 @@ class Keyed(DFGAN):
         return self.play(batch, noise([int(key) for key in batch.keys], self.latent_shape, "cpu"))  # type: ignore[arg-type]
 
 
-def in_halves(captions: Sequence[str]) -> WrongPairs:
-    """The pairs that two ranks make of their halves."""
-    half = len(captions) // 2
-    pairs = [roll(captions[:half]), roll(captions[half:])]
-    index = torch.cat([pairs[0].index, pairs[1].index + half])
-    return WrongPairs(index, torch.stack([p.same for p in pairs]).mean())
-
-
 class Stream(IterableDataset[Batch]):
     def __init__(self, rank: int | None) -> None:
         self.rank = rank  # None: the whole batch
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(BATCHES):
+            # Of equal captions, so that the next sample's is the same in a half and in the whole.
             halves = [toy.batch(2 * number), toy.batch(2 * number + 1)]
             mine = halves if self.rank is None else [halves[self.rank]]
             captions = [caption for half in mine for caption in half.captions]
@@ -84,15 +76,12 @@ def train(**options: Any) -> Keyed:
     for parameter in model.parameters():
         # Layers that start at zero would hide what comes before them.
         parameter.data += 0.1 * torch.randn_like(parameter)
-    whole = not options
-    if whole:
-        model.pair = in_halves
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, max_steps=-1, limit_train_batches=BATCHES, logger=False,
         enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
         use_distributed_sampler=False, **({"devices": 1} | options),
     )  # fmt: skip
-    trainer.fit(model, datamodule=Data(whole=whole))
+    trainer.fit(model, datamodule=Data(whole=not options))
     return model
 
 

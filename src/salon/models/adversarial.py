@@ -35,7 +35,7 @@ class Loss(NamedTuple):
 
 
 class Adversarial(TextToImage, Generic[P]):
-    SETTINGS = ("temperature",)
+    SETTINGS: tuple[str, ...] = ("temperature",)
     temperature: float  # spread of z when sampling; 1 = as in training
 
     def __init__(
@@ -135,6 +135,11 @@ class Adversarial(TextToImage, Generic[P]):
             raise ValueError(
                 f"trainer.gradient_clip_algorithm={options['gradient_clip_algorithm']}: a GAN's "
                 "networks are clipped by their norm; say trainer.gradient_clip_algorithm=norm"
+            )
+        if options.get("precision") == "bf16-true":
+            raise ValueError(
+                "trainer.precision=bf16-true: the penalties and losses of GANs are in float32; say "
+                "trainer.precision=bf16-mixed"
             )
         self.gradient_clip = options.get("gradient_clip_val")
         return {**options, "gradient_clip_val": None}

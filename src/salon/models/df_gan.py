@@ -298,7 +298,7 @@ class Play(NamedTuple):
 
 
 class DFGAN(Adversarial[Play]):
-    SETTINGS = ("temperature", "truncation")  # type: ignore[assignment]  # one more than its base
+    SETTINGS = ("temperature", "truncation")
     truncation: float | None  # |z| at most when sampling, before the temperature; None = no bound
     generator: Generator
     discriminator: Discriminator
