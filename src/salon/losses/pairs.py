@@ -47,4 +47,12 @@ def strict(captions: Sequence[str]) -> WrongPairs:
     return _pairs(captions, index)
 
 
-PAIRS: dict[str, Callable[[Sequence[str]], WrongPairs]] = {"roll": roll, "strict": strict}
+Choose = Callable[[Sequence[str]], WrongPairs]
+PAIRS: dict[str, Choose] = {"roll": roll, "strict": strict}
+
+
+def choose(name: str) -> Choose:
+    """Raises ValueError for a name that is not in `PAIRS`."""
+    if name not in PAIRS:
+        raise ValueError(f"model.pairs={name!r}; expected one of {', '.join(PAIRS)}")
+    return PAIRS[name]

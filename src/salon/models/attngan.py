@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from salon.losses.adversarial import joint_discriminator, non_saturating
 from salon.losses.damsm import damsm, twins
 from salon.losses.kl import kl
-from salon.losses.pairs import PAIRS, WrongPairs
+from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.nn.autoencoder import Moments
 from salon.nn.conditioning import ConditioningAugmentation
@@ -157,8 +157,6 @@ class AttnGAN(Adversarial[Play]):
                 f"model.scales={scales}: {resolution} px cannot be halved {scales - 1} times. Set "
                 f"data.resolution to a multiple of {2 ** (scales - 1)}, or fewer scales"
             )
-        if pairs not in PAIRS:
-            raise ValueError(f"model.pairs={pairs!r}; expected one of {', '.join(PAIRS)}")
         widths = {"width": text.width, "pooled_width": text.pooled_width}
         super().__init__(
             generator=generator(**widths, resolution=resolution, scales=scales),
@@ -172,7 +170,7 @@ class AttnGAN(Adversarial[Play]):
         self.damsm = damsm if isinstance(damsm, Matcher) else damsm(**widths)
         self._check_space()
         self.keep_frozen(self.text, self.damsm)
-        self.pairs = PAIRS[pairs]
+        self.pairs = choose(pairs)
         self.damsm_weight, self.kl_weight = damsm_weight, kl_weight
 
     def _check_space(self) -> None:

@@ -36,7 +36,7 @@ from salon.losses.adversarial import (
     relativistic_discriminator,
     relativistic_generator,
 )
-from salon.losses.pairs import PAIRS, WrongPairs
+from salon.losses.pairs import WrongPairs, choose
 from salon.losses.penalties import matching_aware, zero_centered
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.nn.augment import DiffAugment
@@ -321,8 +321,6 @@ class DFGAN(Adversarial[Play]):
             raise ValueError(
                 f"model.penalty_every={penalty_every}; expected a number of batches, at least 1"
             )
-        if pairs not in PAIRS:
-            raise ValueError(f"model.pairs={pairs!r}; expected one of {', '.join(PAIRS)}")
         sizes = {"text_width": text.pooled_width, "resolution": resolution}
         super().__init__(
             generator=generator(**sizes), discriminator=discriminator(**sizes), **adversarial
@@ -331,7 +329,7 @@ class DFGAN(Adversarial[Play]):
         self.text, self.resolution = text, resolution
         self.keep_frozen(text)
         self.objective, self.penalty_every = objective, penalty_every
-        self.pair, self.augment = PAIRS[pairs], augment
+        self.pair, self.augment = choose(pairs), augment
 
     # -- the play ------------------------------------------------------------------------------
 

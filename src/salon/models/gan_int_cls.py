@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from salon.losses.adversarial import cls_discriminator, non_saturating
-from salon.losses.pairs import PAIRS, WrongPairs
+from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.blocks import Bottleneck
@@ -167,8 +167,6 @@ class GANIntCLS(Adversarial[Play]):
         discriminator_optimizer: MakeOptimizer,
         schedule: Schedule,
     ) -> None:
-        if pairs not in PAIRS:
-            raise ValueError(f"model.pairs={pairs!r}; expected one of {', '.join(PAIRS)}")
         if not 0 <= wrong_weight <= 1:
             raise ValueError(f"model.wrong_weight={wrong_weight}; expected a share from 0 to 1")
         sizes = {"text_width": text.pooled_width, "resolution": resolution}
@@ -183,7 +181,7 @@ class GANIntCLS(Adversarial[Play]):
         )
         self.text, self.resolution, self.latent = text, resolution, painter.latent
         self.keep_frozen(text)
-        self.augment, self.find_wrong = augment, PAIRS[pairs]
+        self.augment, self.find_wrong = augment, choose(pairs)
         self.wrong_weight, self.interpolation = wrong_weight, interpolation
 
     # -- the play -----------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from salon.losses.adversarial import cls_discriminator, joint_discriminator, non_saturating
 from salon.losses.kl import kl
-from salon.losses.pairs import PAIRS, WrongPairs
+from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.autoencoder import Moments
@@ -255,11 +255,9 @@ class Stage(Adversarial[Play]):
             discriminator_optimizer=discriminator_optimizer, schedule=schedule,
             temperature=temperature,
         )  # fmt: skip
-        if pairs not in PAIRS:
-            raise ValueError(f"model.pairs={pairs!r}; expected one of {', '.join(PAIRS)}")
         self.text, self.resolution = text, resolution
         self.keep_frozen(text)
-        self.wrong_pairs, self.kl_weight = PAIRS[pairs], kl_weight
+        self.wrong_pairs, self.kl_weight = choose(pairs), kl_weight
 
     @abstractmethod
     def draw(self, noise: Tensor, pooled: Tensor) -> Painted:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from salon.losses.adversarial import non_saturating, tree_discriminator
 from salon.losses.kl import kl
-from salon.losses.pairs import PAIRS, WrongPairs
+from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.autoencoder import Moments
@@ -157,11 +157,9 @@ class StackGANTree(Adversarial[Play]):
             discriminator_optimizer=discriminator_optimizer, schedule=schedule,
             temperature=temperature,
         )  # fmt: skip
-        if pairs not in PAIRS:
-            raise ValueError(f"model.pairs={pairs!r}; expected one of {', '.join(PAIRS)}")
         self.text, self.resolution = text, resolution
         self.keep_frozen(text)
-        self.wrong_pairs, self.kl_weight = PAIRS[pairs], kl_weight
+        self.wrong_pairs, self.kl_weight = choose(pairs), kl_weight
 
     @property
     def critics(self) -> list[Critic]:
