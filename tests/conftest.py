@@ -82,6 +82,15 @@ MINI_MODELS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For networks so small that they wait for a second thread longer than it helps."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the session's shards and stages lie: rendered and trained once."""

@@ -18,9 +18,10 @@ import toy
 from conftest import MINI_DAMSM, nested
 from salon import checkpoint, run, stages
 from salon.config import build
-from salon.models.attngan import AttnGAN, Discriminator, Generator, WordAttention
+from salon.models.attngan import AttnGAN, Generator, WordAttention
 from salon.nn.autoencoder import Moments
 from salon.nn.matching import ConvRegions, Matcher
+from salon.nn.tree import Critic
 from salon.text.base import unit
 from salon.text.bilstm import BiLSTM
 from salon.types import Batch, Text
@@ -129,7 +130,7 @@ def model(**options: Any) -> AttnGAN:
             project_text=True, gammas=(4.0, 5.0, 10.0),
         ),
         "generator": partial(Generator, channels=4, blocks=1, latent=5, condition=3),
-        "discriminator": partial(Discriminator, channels=4),
+        "discriminator": partial(Critic, channels=4),
         "resolution": SIDE, "scales": 2, "pairs": "roll", "damsm_weight": 5.0, "kl_weight": 1.0,
         "optimizer": partial(torch.optim.Adam, lr=1e-3),
         "discriminator_optimizer": partial(torch.optim.Adam, lr=1e-3),

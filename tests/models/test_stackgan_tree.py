@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 import toy
 from salon.config import build
 from salon.models.schedules import warmup_cosine
-from salon.models.stackgan_tree import Branch, Critic, Generator, Play, StackGANTree
-from salon.nn.tree import resized, tiled
+from salon.models.stackgan_tree import Branch, Generator, Play, StackGANTree
+from salon.nn.tree import Critic, resized, tiled
 from salon.text.base import unit
 from salon.types import Batch
 
@@ -26,13 +25,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these wait for a second thread longer than it helps."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tree(**options: Any) -> StackGANTree:

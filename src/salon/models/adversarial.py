@@ -15,6 +15,7 @@ N images, Z latent dimensions.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from salon.losses.pairs import WrongPairs
 from salon.models.base import MakeOptimizer, Schedule, TextToImage
 from salon.types import Batch, Text
 
@@ -168,3 +170,20 @@ def accuracy(*logits: Tensor, real: bool) -> Tensor:
     won; near 0.5, it cannot tell them apart."""
     right = [(part > 0 if real else part < 0).float().mean() for part in logits]
     return torch.stack(right).mean()
+
+
+def discerned(
+    *,
+    real: Sequence[Tensor],
+    wrong: Sequence[Tensor],
+    fake: Sequence[Tensor],
+    pairs: WrongPairs,
+) -> dict[str, Tensor]:
+    """What every family tells of its D: the share of each kind's logits that is right, over all
+    discriminators, and the share of wrong pairs that are none."""
+    return {
+        "accuracy_real": accuracy(*real, real=True),
+        "accuracy_wrong": accuracy(*wrong, real=False),
+        "accuracy_fake": accuracy(*fake, real=False),
+        "same_pairs": pairs.same,
+    }

@@ -33,11 +33,11 @@ from salon.losses.adversarial import joint_discriminator, non_saturating
 from salon.losses.damsm import damsm, twins
 from salon.losses.kl import kl
 from salon.losses.pairs import WrongPairs, choose
-from salon.models.adversarial import Adversarial, Loss, accuracy
+from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.autoencoder import Moments
 from salon.nn.conditioning import ConditioningAugmentation
 from salon.nn.matching import Matcher
-from salon.nn.tree import Heads, ResGLU, Root, ToImage, Trunk, UpBlock, init_orthogonal
+from salon.nn.tree import Critic, ResGLU, Root, ToImage, UpBlock, init_orthogonal
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
 
@@ -114,16 +114,6 @@ class Generator(nn.Module):
         return Painted(images, moments)
 
 
-class Discriminator(nn.Module):
-    """Of one resolution."""
-
-    def __init__(self, *, channels: int, condition: int, resolution: int) -> None:
-        super().__init__()
-        self.trunk = Trunk(channels=channels, resolution=resolution)
-        self.heads = Heads(self.trunk.width, condition)
-        init_orthogonal(self)
-
-
 class Play(NamedTuple):
     text: Text
     condition: Tensor  # (N, D'), what the discriminators are told
@@ -135,7 +125,7 @@ class Play(NamedTuple):
 
 class AttnGAN(Adversarial[Play]):
     generator: Generator
-    discriminator: Any  # a ModuleList of Discriminator, the smallest resolution first
+    discriminator: Any  # a ModuleList of Critic, the smallest resolution first
 
     def __init__(
         self,
@@ -144,7 +134,7 @@ class AttnGAN(Adversarial[Play]):
         # Frozen, trained on this tower. From a checkpoint's recipe: still to be told its widths.
         damsm: Matcher | Callable[..., Matcher],
         generator: Callable[..., Generator],  # given width, pooled_width, resolution, scales
-        discriminator: Callable[..., Discriminator],  # given condition, resolution
+        discriminator: Callable[..., Critic],  # given condition, resolution
         resolution: int,
         scales: int,  # resolutions that are painted, each twice the one before
         pairs: str,  # how wrong captions are chosen: a name in salon.losses.pairs
@@ -207,12 +197,7 @@ class AttnGAN(Adversarial[Play]):
             fake.append(heads.joint(painted, play.condition))
             alone = heads.alone(seen), heads.alone(painted)
             losses.append(joint_discriminator(real[-1], wrong[-1], fake[-1], *alone))
-        told = {
-            "accuracy_real": accuracy(*real, real=True),
-            "accuracy_wrong": accuracy(*wrong, real=False),
-            "accuracy_fake": accuracy(*fake, real=False),
-            "same_pairs": play.wrong.same,
-        }
+        told = discerned(real=real, wrong=wrong, fake=fake, pairs=play.wrong)
         return Loss(torch.stack(losses).sum(), told)
 
     def generator_loss(self, play: Play) -> Loss:

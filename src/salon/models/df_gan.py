@@ -38,7 +38,7 @@ from salon.losses.adversarial import (
 )
 from salon.losses.pairs import WrongPairs, choose
 from salon.losses.penalties import matching_aware, zero_centered
-from salon.models.adversarial import Adversarial, Loss, accuracy
+from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.augment import DiffAugment
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
@@ -351,10 +351,9 @@ class DFGAN(Adversarial[Play]):
             "real": judged.real.mean(),
             "wrong": judged.wrong.mean(),
             "fake": judged.fake.mean(),
-            "accuracy_real": accuracy(judged.real, real=True),
-            "accuracy_wrong": accuracy(judged.wrong, real=False),
-            "accuracy_fake": accuracy(judged.fake, real=False),
-            "same_pairs": play.pairs.same,
+            **discerned(
+                real=[judged.real], wrong=[judged.wrong], fake=[judged.fake], pairs=play.pairs
+            ),
         }
         if due:
             told["penalty"] = self.objective.penalty(judged)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from salon.losses.adversarial import cls_discriminator, non_saturating
 from salon.losses.pairs import WrongPairs, choose
-from salon.models.adversarial import Adversarial, Loss, accuracy
+from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.blocks import Bottleneck
 from salon.text.base import TextTower, unit
@@ -204,13 +204,7 @@ class GANIntCLS(Adversarial[Play]):
         wrong = self.shown(play.images[play.wrong.index], play.text)
         fake = self.shown(self.invent(play.text).detach(), play.text)
         loss = cls_discriminator(real, wrong, fake, wrong_weight=self.wrong_weight)
-        told = {
-            "accuracy_real": accuracy(real, real=True),
-            "accuracy_wrong": accuracy(wrong, real=False),
-            "accuracy_fake": accuracy(fake, real=False),
-            "same_pairs": play.wrong.same,
-        }
-        return Loss(loss, told)
+        return Loss(loss, discerned(real=[real], wrong=[wrong], fake=[fake], pairs=play.wrong))
 
     def generator_loss(self, play: Play) -> Loss:
         count = len(play.text)

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from salon.losses.adversarial import cls_discriminator, joint_discriminator, non_saturating
 from salon.losses.kl import kl
 from salon.losses.pairs import WrongPairs, choose
-from salon.models.adversarial import Adversarial, Loss, accuracy
+from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.autoencoder import Moments
 from salon.nn.blocks import Bottleneck
@@ -282,12 +282,8 @@ class Stage(Adversarial[Play]):
         )
 
     def told(self, play: Play, answers: Answers) -> dict[str, Tensor]:
-        return {
-            "accuracy_real": accuracy(answers.real, real=True),
-            "accuracy_fake": accuracy(answers.fake, real=False),
-            "accuracy_wrong": accuracy(answers.wrong, real=False),
-            "same_pairs": play.pairs.same,
-        }
+        real, wrong, fake = [answers.real], [answers.wrong], [answers.fake]
+        return discerned(real=real, wrong=wrong, fake=fake, pairs=play.pairs)
 
     def regularised(self, adversarial: Tensor, moments: Moments) -> Loss:
         """Plus section 3.2's divergence of the condition from N(0, I)."""
@@ -296,9 +292,7 @@ class Stage(Adversarial[Play]):
         return Loss(total, {"adversarial": adversarial, "kl": divergence})
 
     def judge(self, images: Tensor, text: Text) -> Tensor:
-        pooled = unit(text.pooled)
-        nothing = pooled.new_zeros(len(pooled), self.generator.condition)
-        mean = self.generator.augment(pooled, nothing)[1].mean  # (N, C)
+        mean = self.generator.augment.moments(unit(text.pooled)).mean  # (N, C)
         critic = self.discriminator
         return critic.heads.joint(critic.trunk(resized(images, self.resolution)), mean)
 

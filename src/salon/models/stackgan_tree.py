@@ -32,16 +32,15 @@ from torch import Tensor, nn
 from salon.losses.adversarial import non_saturating, tree_discriminator
 from salon.losses.kl import kl
 from salon.losses.pairs import WrongPairs, choose
-from salon.models.adversarial import Adversarial, Loss, accuracy
+from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.autoencoder import Moments
 from salon.nn.conditioning import ConditioningAugmentation
 from salon.nn.tree import (
-    Heads,
+    Critic,
     ResGLU,
     Root,
     ToImage,
-    Trunk,
     UpBlock,
     conv_glu,
     init_orthogonal,
@@ -113,16 +112,6 @@ class Generator(nn.Module):
         return Painted(images, moments)
 
 
-class Critic(nn.Module):
-    """One scale's judge."""
-
-    def __init__(self, *, channels: int, condition: int, resolution: int) -> None:
-        super().__init__()
-        self.trunk = Trunk(channels=channels, resolution=resolution)
-        self.heads = Heads(self.trunk.width, condition)
-        init_orthogonal(self)
-
-
 class Play(NamedTuple):
     real: Tensor  # (N, 3, R, R)
     fakes: list[Tensor]  # (N, 3, H, H), the smallest first, with their graph
@@ -187,12 +176,9 @@ class StackGANTree(Adversarial[Play]):
             total = total + tree_discriminator(
                 real, wrong, fake, real_alone, real_alone, alone(fake_map)
             )
-            told = {  # of the last scale, which is what is drawn
-                "accuracy_real": accuracy(real, real=True),
-                "accuracy_fake": accuracy(fake, real=False),
-                "accuracy_wrong": accuracy(wrong, real=False),
-            }
-        return Loss(total, {**told, "same_pairs": play.pairs.same})
+            # Of the last scale, which is what is drawn.
+            told = discerned(real=[real], wrong=[wrong], fake=[fake], pairs=play.pairs)
+        return Loss(total, told)
 
     def generator_loss(self, play: Play) -> Loss:
         mean = play.moments.mean
@@ -206,9 +192,7 @@ class StackGANTree(Adversarial[Play]):
         return Loss(total, {"adversarial": adversarial, "kl": divergence})
 
     def judge(self, images: Tensor, text: Text) -> Tensor:
-        pooled = unit(text.pooled)
-        nothing = pooled.new_zeros(len(pooled), self.generator.condition)
-        mean = self.generator.augment(pooled, nothing)[1].mean  # (N, C)
+        mean = self.generator.augment.moments(unit(text.pooled)).mean  # (N, C)
         critic = self.critics[-1]
         return critic.heads.joint(critic.trunk(images), mean)
 

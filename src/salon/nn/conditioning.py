@@ -59,9 +59,10 @@ class ConditioningAugmentation(nn.Module):
         pooled: Tensor,  # (N, W)
         eps: Tensor,  # (N, C); zeros give the mean
     ) -> tuple[Tensor, Moments]:  # c (N, C) and the Gaussian that it is drawn from
+        moments = self.moments(pooled)
+        return sample(moments, truncated(eps) if self.kind == "log_sigma" else eps), moments
+
+    def moments(self, pooled: Tensor) -> Moments:
+        """Of the condition under pooled text (N, W), (N, C) each."""
         mean, spread = self.activation(self.linear(pooled)).chunk(2, dim=1)  # (N, C) each
-        if self.kind == "log_sigma":
-            moments = Moments(mean, 2 * spread)
-            return sample(moments, truncated(eps)), moments
-        moments = Moments(mean, spread)
-        return sample(moments, eps), moments
+        return Moments(mean, 2 * spread if self.kind == "log_sigma" else spread)

@@ -187,6 +187,16 @@ class Heads(Match):
         return self.alone_logit(h).flatten()  # (N)
 
 
+class Critic(nn.Module):
+    """The judge of one resolution, with both questions."""
+
+    def __init__(self, *, channels: int, condition: int, resolution: int) -> None:
+        super().__init__()
+        self.trunk = Trunk(channels=channels, resolution=resolution)
+        self.heads = Heads(self.trunk.width, condition)
+        init_orthogonal(self)
+
+
 def tiled(h: Tensor, condition: Tensor) -> Tensor:
     """A map (N, C, H, W) with a condition (N, K) at each of its places."""
     everywhere = condition[:, :, None, None].expand(-1, -1, *h.shape[2:])  # (N, K, H, W)
