@@ -1,6 +1,7 @@
 """What `sample.py` does: a PNG for each prompt and seed, `grid.png`, and `samples.jsonl`.
 
-Or, with `interpolate=N`, `interpolation.png` and a line of `samples.jsonl` for each picture in it.
+Or, with `interpolate=N`, `interpolation.png` and a line of `samples.jsonl` for each picture in it;
+or, with several checkpoints, the same prompts and seeds by each of them on `comparison.png`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from salon.config import to_plain
 from salon.models.base import TextToImage, sample_in_batches
 
 log = logging.getLogger(__name__)
-JOURNEY = "interpolation.png"
+JOURNEY, COMPARISON = "interpolation.png", "comparison.png"
 
 
 def draw(cfg: DictConfig) -> Path:
@@ -33,19 +34,29 @@ def draw(cfg: DictConfig) -> Path:
     journey = None
     if cfg.interpolate is not None:
         journey = Journey(interpolate.rows(prompts, seeds), interpolate.shares(cfg.interpolate))
-    file = checkpoint.find(cfg.checkpoint)
-    model = load(file, cfg)
+    files = [checkpoint.find(given) for given in as_list(cfg.checkpoint)]
+    if not files:
+        raise ValueError("checkpoint=[] draws nothing; give at least one: checkpoint=runs/FOLDER")
+    if journey is not None and len(files) > 1:
+        raise ValueError(
+            f"interpolate={cfg.interpolate} goes through one model, and checkpoint= names "
+            f"{len(files)}; give one of them"
+        )
+    models = [load(file, cfg) for file in files]
+    made = [provenance(*pair, cfg) for pair in zip(models, files, strict=True)]
     out = Path(cfg.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out={cfg.out!r} cannot be written ({error}); name another") from error
 
-    made = provenance(model, file, cfg)
-    if journey is None:
-        rows = draw_each(model, prompts, seeds, out, made, batch_size=cfg.batch_size)
+    if len(models) > 1:
+        named = list(zip(models, made, strict=True))
+        rows = draw_comparison(named, prompts, seeds, out, batch_size=cfg.batch_size)
+    elif journey is None:
+        rows = draw_each(models[0], prompts, seeds, out, made[0], batch_size=cfg.batch_size)
     else:
-        rows = draw_journey(model, journey, out, made, batch_size=cfg.batch_size)
+        rows = draw_journey(models[0], journey, out, made[0], batch_size=cfg.batch_size)
     with (out / "samples.jsonl").open("w") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
     return out
@@ -79,6 +90,41 @@ def draw_each(
     pictures.save_png(sheet, out / "grid.png", made)
     log.info("%d pictures and grid.png are in %s", len(rows), out)
     return rows
+
+
+def draw_comparison(
+    models: Sequence[tuple[TextToImage, dict[str, Any]]],  # and where each comes from
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """A row for each model, a column for each prompt with each seed."""
+    captions = [prompt for prompt in prompts for _ in seeds]
+    repeated = list(seeds) * len(prompts)
+    told: list[dict[str, Any]] = []
+    rows: list[tuple[str, torch.Tensor]] = []
+    for model, made in track(models, "drawing"):
+        pieces = sample_in_batches(model, captions, repeated, batch_size=batch_size)
+        rows.append((f"{made['model']} {run_name(made['checkpoint'])}", torch.cat(list(pieces))))
+        told += [
+            {"file": COMPARISON, "row": len(rows) - 1, "column": i, **made, "prompt": c, "seed": s}
+            for i, (c, s) in enumerate(zip(captions, repeated, strict=True))
+        ]
+    sheet = pictures.table(rows, captions)
+    made = {"models": json.dumps([made for _, made in models]), "seeds": json.dumps(repeated)}
+    pictures.save_png(sheet, out / COMPARISON, made)
+    log.info("%d rows of %d pictures are %s", len(rows), len(captions), out / COMPARISON)
+    return told
+
+
+def run_name(file: str) -> str:
+    """The run's folder, of a checkpoint in it."""
+    path = Path(file)
+    return (
+        path.parts[-3] if path.parent.name == "checkpoints" and len(path.parts) > 2 else path.stem
+    )
 
 
 class Journey(NamedTuple):

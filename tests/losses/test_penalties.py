@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from salon.losses.penalties import matching_aware, zero_centered
+from salon.losses.penalties import LazyR1, full_precision, matching_aware, zero_centered
 
 N, C, H, W, E = 4, 3, 5, 6, 7
 
@@ -111,6 +113,47 @@ def test_r1_of_a_linear_discriminator_sums_over_pixels() -> None:
     assert a.grad is not None
     torch.testing.assert_close(a.grad, 2 * a.detach())
     assert b.grad is None or not b.grad.any()
+
+
+def test_lazy_r1_of_a_linear_discriminator() -> None:
+    """every * gamma / 2 * |a|^2."""
+    images, condition = inputs()
+    a, b = weights(0.2, 5.0)
+    value = LazyR1(gamma=0.3, every=4)(linear(images, condition, a, b), images)
+    assert value.shape == ()
+    assert value.item() == pytest.approx(4 * 0.15 * 0.04 * C * H * W, rel=1e-5)
+    value.backward()
+    assert a.grad is not None
+    torch.testing.assert_close(a.grad, 4 * 0.3 * a.detach())
+
+
+@pytest.mark.parametrize(("every", "turns"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
+def test_lazy_r1_takes_every_kth_turn(every: int, turns: list[int]) -> None:
+    r1 = LazyR1(gamma=1.0, every=every)
+    assert [batches for batches in range(7) if r1.due(batches)] == turns
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"gamma": 0.0, "every": 1}, r"model\.r1\.gamma=0\.0; .*model\.r1=null"),
+        ({"gamma": -1.0, "every": 1}, r"model\.r1\.gamma=-1\.0"),
+        ({"gamma": float("nan"), "every": 1}, r"model\.r1\.gamma=nan"),
+        ({"gamma": 1.0, "every": 0}, r"model\.r1\.every=0; .*at least 1"),
+    ],
+)
+def test_a_lazy_r1_that_makes_no_sense_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LazyR1(**options)
+
+
+@pytest.mark.parametrize(("wanted", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_full_precision_where_it_is_wanted(wanted: bool, dtype: torch.dtype) -> None:
+    layer, x = torch.nn.Linear(E, 2), torch.ones(1, E)
+    with torch.autocast("cpu", torch.bfloat16):
+        with full_precision(x.device, wanted):
+            assert layer(x).dtype == dtype
+        assert layer(x).dtype == torch.bfloat16
 
 
 def test_inputs_that_nothing_was_recorded_of_are_a_bug() -> None:

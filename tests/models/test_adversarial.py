@@ -21,6 +21,7 @@ import toy
 from salon import checkpoint
 from salon.callbacks.ema import EMA
 from salon.callbacks.save import SaveLast
+from salon.losses.penalties import LazyR1
 from salon.models.adversarial import Adversarial, Loss, accuracy
 from salon.models.base import chance
 from salon.text.base import TextTower
@@ -53,6 +54,8 @@ class ToyGAN(Adversarial[Play]):
         self,
         *,
         lr: float = 0.02,
+        r1: LazyR1 | None = None,
+        middle: Callable[[], nn.Module] = nn.Tanh,
         schedule: Callable[[int, int], float] = lambda *_: 1.0,
         fail_at: Callable[[ToyGAN], bool] = lambda _: False,
     ) -> None:
@@ -60,11 +63,12 @@ class ToyGAN(Adversarial[Play]):
         words = len(toy.CAPTIONS)
         super().__init__(
             generator=nn.Sequential(nn.Linear(Z + words, 16), nn.Tanh(), nn.Linear(16, P)),
-            discriminator=nn.Sequential(nn.Linear(P + words, 16), nn.Tanh(), nn.Linear(16, 1)),
+            discriminator=nn.Sequential(nn.Linear(P + words, 16), middle(), nn.Linear(16, 1)),
             optimizer=partial(torch.optim.Adam, lr=lr, betas=(0.5, 0.999)),
             discriminator_optimizer=partial(torch.optim.Adam, lr=2 * lr, betas=(0.5, 0.999)),
             schedule=schedule,
             temperature=1.0,
+            r1=r1,
         )
         self.text, self.resolution = OneHot(remember=10), toy.SIDE
         self.keep_frozen(self.text)
@@ -87,16 +91,16 @@ class ToyGAN(Adversarial[Play]):
         return Play(batch.images, text, self.paint(torch.randn(len(batch.images), Z), text))
 
     def discriminator_loss(self, play: Play) -> Loss:
-        real = self.judge(play.images, play.text)
+        images = self.watched(play.images)
+        with self.exactly():
+            real = self.judge(images, play.text)
         fake = self.judge(play.fakes.detach(), play.text)
         loss = F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
-        return Loss(
-            loss,
-            {
-                "accuracy_real": accuracy(real, real=True),
-                "accuracy_fake": accuracy(fake, real=False),
-            },
-        )
+        told = {
+            "accuracy_real": accuracy(real, real=True),
+            "accuracy_fake": accuracy(fake, real=False),
+        }
+        return self.smoothed(Loss(loss, told), real, images)
 
     def generator_loss(self, play: Play) -> Loss:
         if self.fail_at(self):
@@ -138,6 +142,7 @@ class Spy(Callback):
         self.discriminator: list[list[Tensor]] = []
         self.rates: list[list[float]] = []
         self.losses: list[list[float]] = []
+        self.r1: list[float | None] = []
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
@@ -148,6 +153,7 @@ class Spy(Callback):
         self.discriminator.append(gradients(pl_module.discriminator))
         told = trainer.callback_metrics
         self.losses.append([float(told[f"train/{who}_loss"]) for who in "dg"])
+        self.r1.append(float(told["train/d_r1"]) if "train/d_r1" in told else None)
 
 
 # -- the clock -------------------------------------------------------------------------------------
@@ -260,10 +266,12 @@ def test_what_is_frozen_in_a_discriminator_stays_frozen() -> None:
     assert [p.requires_grad for p in model.discriminator.parameters()] == [False] * 2 + [True] * 2
 
 
-def test_three_batches_equal_the_loop_written_out() -> None:
+@pytest.mark.parametrize("every", [None, 1, 2])
+def test_three_batches_equal_the_loop_written_out(every: int | None) -> None:
     """Goodfellow et al. 2014, Algorithm 1: D's step, then G's against the discriminator as it is
-    then."""
-    model, spy, hand = ToyGAN(), Spy(), ToyGAN()
+    then; with R1 in every batch, in every other one, or without it."""
+    r1 = None if every is None else LazyR1(gamma=3.0, every=every)
+    model, spy, hand = ToyGAN(r1=r1), Spy(), ToyGAN()
     fit(model, [spy], batches=3)
 
     g, d = hand.generator, hand.discriminator
@@ -283,8 +291,15 @@ def test_three_batches_equal_the_loop_written_out() -> None:
         def fakes(z: Tensor = z, words: Tensor = words) -> Tensor:
             return g(torch.cat([z, words], dim=1)).tanh()
 
-        real, fake = logits(batch.images), logits(fakes().detach())
+        x = batch.images.requires_grad_()
+        real, fake = logits(x), logits(fakes().detach())
         d_loss = bce(real, torch.ones(4, 1)) + bce(fake, torch.zeros(4, 1))
+        if every is not None and i % every == 0:
+            (slope,) = torch.autograd.grad(real.sum(), x, create_graph=True)
+            penalty = 1.5 * slope.square().sum((1, 2, 3)).mean()
+            assert penalty > 0.1
+            d_loss = d_loss + every * penalty
+            assert spy.r1[i] == pytest.approx(penalty.item(), abs=1e-6)
         stale.append(bce(fake, torch.ones(4, 1)).item())
         d_steps.zero_grad()
         d_loss.backward()
@@ -299,22 +314,58 @@ def test_three_batches_equal_the_loop_written_out() -> None:
         assert abs(spy.losses[i][1] - stale[i]) > 0.05, "the discriminator before its step"
 
 
+# -- R1 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("middle", [partial(nn.BatchNorm1d, 16), partial(nn.SyncBatchNorm, 16)])
+def test_r1_of_a_batch_normalised_discriminator_is_refused(
+    middle: Callable[[], nn.Module],
+) -> None:
+    says = r"model\.r1 .*batch normalisation.*model\.discriminator\.norm=none, or model\.r1=null"
+    with pytest.raises(ValueError, match=says):
+        ToyGAN(r1=LazyR1(gamma=1.0, every=1), middle=middle)
+    assert ToyGAN(middle=middle).r1 is None
+    assert ToyGAN(r1=LazyR1(gamma=1.0, every=1), middle=partial(nn.LayerNorm, 16)).r1 is not None
+
+
+def test_r1_is_in_float32_and_only_r1() -> None:
+    """Of a batch: D's look at real images, D's at fakes, and G's."""
+    seen: list[torch.dtype] = []
+
+    class Seen(ToyGAN):
+        def judge(self, images: Tensor, text: Text) -> Tensor:
+            logits = super().judge(images, text)
+            if self.trainer.training:
+                seen.append(logits.dtype)
+            return logits
+
+    r1, exact, rounded = LazyR1(gamma=3.0, every=2), Spy(), Spy()
+    fit(ToyGAN(r1=r1), [exact], batches=3)
+    fit(Seen(r1=r1), [rounded], batches=3, precision="bf16-mixed")
+    due, fast = [torch.float32, *[torch.bfloat16] * 2], [torch.bfloat16] * 3
+    assert seen == due + fast + due
+    assert rounded.r1[0] == pytest.approx(exact.r1[0], rel=1e-6)
+    for one, other in zip(exact.losses, rounded.losses, strict=True):
+        assert one == pytest.approx(other, abs=0.05)
+
+
 # -- interruption ----------------------------------------------------------------------------------
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     """Killed in the fifth batch between the two steps, and gone on from after the third."""
     path, decaying = tmp_path / "last.ckpt", lambda seen, budget: 1 - seen / (2 * budget)
-    whole = ToyGAN(schedule=decaying)
+    make = partial(ToyGAN, schedule=decaying, r1=LazyR1(gamma=1.0, every=2))
+    whole = make()
     straight = fit(whole, batches=6)
 
-    killed = ToyGAN(schedule=decaying, fail_at=lambda model: model.batches_seen == 4)
+    killed = make(fail_at=lambda model: model.batches_seen == 4)
     with pytest.raises(RuntimeError, match="told to fail"):
         fit(killed, [SaveLast(path=path, every=3)], batches=6)
     loops = checkpoint.read(path)["loops"]["fit_loop"]
     assert loops["epoch_loop.batch_progress"]["total"]["processed"] == 3
 
-    model, spy = ToyGAN(schedule=decaying), Spy()
+    model, spy = make(), Spy()
     again = fit(model, [spy], batches=6, resume=path)
     assert len(spy.weights) == 3
     assert_same(model.state_dict(), whole.state_dict())

@@ -14,11 +14,12 @@ from hydra import compose
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+import r1
 import toy
 from conftest import MINI_DAMSM, nested
 from salon import checkpoint, run, stages
 from salon.config import build
-from salon.models.attngan import AttnGAN, Generator, WordAttention
+from salon.models.attngan import AttnGAN, Generator, Play, WordAttention
 from salon.nn.autoencoder import Moments
 from salon.nn.matching import ConvRegions, Matcher
 from salon.nn.tree import Critic
@@ -120,7 +121,7 @@ def test_published_sizes(
     assert [count(judge) for judge in judges] == discriminators
 
 
-def model(**options: Any) -> AttnGAN:
+def model(norm: str = "batch", **options: Any) -> AttnGAN:
     torch.manual_seed(0)
     text = toy.clip()
     given = {
@@ -130,7 +131,7 @@ def model(**options: Any) -> AttnGAN:
             project_text=True, gammas=(4.0, 5.0, 10.0),
         ),
         "generator": partial(Generator, channels=4, blocks=1, latent=5, condition=3),
-        "discriminator": partial(Critic, channels=4),
+        "discriminator": partial(Critic, channels=4, norm=norm),
         "resolution": SIDE, "scales": 2, "pairs": "roll", "damsm_weight": 5.0, "kl_weight": 1.0,
         "optimizer": partial(torch.optim.Adam, lr=1e-3),
         "discriminator_optimizer": partial(torch.optim.Adam, lr=1e-3),
@@ -240,6 +241,23 @@ def test_the_discriminators_loss_is_the_joint_one() -> None:
     assert loss.told["accuracy_real"].item() == 0.5
     assert loss.told["accuracy_wrong"].item() == 0
     assert loss.told["accuracy_fake"].item() == 0.5
+
+
+def test_r1_is_of_all_that_every_discriminator_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model(norm="none", r1=r1.R1)
+
+    def score(play: Play, images: Tensor) -> Tensor:
+        said = []
+        for judge, x in zip(made.discriminator, made.pyramid(images), strict=True):
+            h = judge.trunk(x)
+            said += [judge.heads.joint(h, play.condition), judge.heads.alone(h)]
+        return torch.stack(said).sum(0)
+
+    r1.check(made, batch(), lambda play: play.real, score, monkeypatch)
+
+
+def test_r1_in_bfloat16() -> None:
+    r1.fit_in_bfloat16(model(norm="none", r1=r1.R1), batch())
 
 
 def test_damsm_and_kl_have_their_weights() -> None:

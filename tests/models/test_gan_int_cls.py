@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import r1
 import toy
 from salon.config import build
 from salon.losses.pairs import roll
@@ -34,11 +35,11 @@ OFF = {"color": False, "translation": 0.0, "cutout": 0.0}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def gan(**changes: Any) -> GANIntCLS:
+def gan(norm: str = "batch", **changes: Any) -> GANIntCLS:
     options: dict[str, Any] = {
         "text": toy.clip(),
         "generator": partial(Generator, latent=5, embedding=6, channels=2),
-        "discriminator": partial(Discriminator, embedding=6, channels=4),
+        "discriminator": partial(Discriminator, embedding=6, channels=4, norm=norm),
         "augment": DiffAugment(**OFF), "resolution": SIDE, "pairs": "roll", "wrong_weight": 0.5,
         "interpolation": 1.0, "temperature": 1.0, "optimizer": ADAM,
         "discriminator_optimizer": ADAM, "schedule": lambda *_: 1.0,
@@ -55,15 +56,25 @@ def batch(number: int = 0, captions: list[str] | None = None) -> Batch:
 
 
 class Says(nn.Module):
-    """A discriminator that gives the logits it was given, in turn, and keeps what it was shown."""
+    """A discriminator that gives the logits it was given, in turn, and keeps what it was shown.
+
+    Its maps are the images themselves."""
 
     def __init__(self, *logits: list[float]) -> None:
         super().__init__()
         self.logits, self.shown = list(logits), list[tuple[Tensor, Tensor]]()
+        self.looks: list[Tensor] = []
+
+    def image(self, images: Tensor) -> Tensor:
+        self.looks.append(images.detach())
+        return images
+
+    def match(self, seen: Tensor, text: Tensor) -> Tensor:
+        self.shown.append((seen.detach(), text))
+        return torch.tensor(self.logits.pop(0), requires_grad=True)
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
-        self.shown.append((images.detach(), text))
-        return torch.tensor(self.logits.pop(0), requires_grad=True)
+        return self.match(self.image(images), text)
 
 
 class Paints(nn.Module):
@@ -178,6 +189,23 @@ def test_initialisation_and_biases() -> None:
         assert torch.cat(scales).std().item() == pytest.approx(0.02, rel=0.2)
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_without_normalisation_each_logit_is_of_its_own_image_and_text(norm: str) -> None:
+    torch.manual_seed(0)
+    network = Discriminator(text_width=8, resolution=64, embedding=6, channels=4, norm=norm)
+    images, text = torch.randn(4, 3, 64, 64).requires_grad_(), torch.randn(4, 8).requires_grad_()
+    logits = network(images, text)
+    r1.assert_norm(network, norm, (logits, images), (logits, text))
+
+
+def test_convolutions_have_the_layout_that_they_are_fastest_in() -> None:
+    model = gan()
+    for network in (model.generator, model.discriminator):
+        weights = [p for p in network.parameters() if p.dim() == 4]
+        assert weights
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
 # -- losses ----------------------------------------------------------------------------------------
 
 
@@ -194,7 +222,7 @@ def test_discriminator_loss_of_known_logits(weight: float, loss: float) -> None:
 
 
 def test_what_the_discriminator_is_shown() -> None:
-    """Wrong pictures under right texts, and no midpoint."""
+    """Wrong pictures under right texts, and no midpoint. It looks at a real picture once."""
     model, says, paints = staged([0.0], [0.0], [0.0])
     made = batch(captions=[*toy.CAPTIONS[:3], toy.CAPTIONS[2]])
     play = model.prepare(made)
@@ -205,7 +233,29 @@ def test_what_the_discriminator_is_shown() -> None:
     assert torch.equal(real[0], made.images)
     assert torch.equal(wrong[0], made.images.roll(-1, 0))
     assert torch.equal(fake[0], paints(paints.given[0][0], text))
+    assert len(says.looks) == 2
+    assert all(map(torch.equal, says.looks, [made.images, fake[0]]))
     assert told["same_pairs"].item() == 0.25  # the last two captions
+
+
+def test_a_wrong_pair_is_judged_as_if_it_were_looked_at_again() -> None:
+    """Batch normalisation, too, sees the same images in another order."""
+    torch.manual_seed(0)
+    d, images, text = gan().discriminator, batch().images, torch.randn(6, 6)
+    again = d(images.roll(-1, 0), text)
+    torch.testing.assert_close(d.match(d.image(images).roll(-1, 0), text), again)
+    assert (d(images, text) - again).abs().min() > 1e-6
+
+
+def test_r1_is_of_what_d_says_to_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the images as they were before they were augmented."""
+    model = gan(norm="none", r1=r1.R1, augment=lambda x: 0.5 * x)
+    score = lambda play, x: model.discriminator(0.5 * x, play.text)  # noqa: E731
+    r1.check(model, batch(), lambda play: play.images, score, monkeypatch)
+
+
+def test_r1_in_bfloat16() -> None:
+    r1.fit_in_bfloat16(gan(norm="none", r1=r1.R1), batch())
 
 
 def test_strict_pairs_never_have_one_caption() -> None:
@@ -304,7 +354,8 @@ def cross_entropy(logits: Tensor, target: float) -> Tensor:
 
 
 def by_hand(model: GANIntCLS, batches: list[Batch]) -> None:
-    """The published code's closures, one after the other, written out."""
+    """The published code's closures, one after the other, written out; there D looks at the real
+    images once more to see the wrong ones."""
     g, d = model.generator, model.discriminator
     g_adam, d_adam = ADAM(g.parameters()), ADAM(d.parameters())
     for tick, (images, captions, _) in enumerate(batches):
@@ -312,8 +363,9 @@ def by_hand(model: GANIntCLS, batches: list[Batch]) -> None:
         t = unit(model.text(captions).pooled)
         n = len(t)
         d_adam.zero_grad()
-        real = cross_entropy(d(images, t), 1)
-        wrong = cross_entropy(d(images[[*range(1, n), 0]], t), 0)
+        seen = d.image(images)
+        real = cross_entropy(d.match(seen, t), 1)
+        wrong = cross_entropy(d.match(seen[[*range(1, n), 0]], t), 0)
         fake = cross_entropy(d(g(torch.randn(n, 5, dtype=t.dtype), t).detach(), t), 0)
         (real + 0.5 * wrong + 0.5 * fake).backward()
         d_adam.step()
@@ -347,7 +399,7 @@ def test_it_learns_which_text_belongs_to_which_image() -> None:
     captions = toy.CAPTIONS[:2] * 8  # "a red circle", "a blue square"
     colors = torch.tensor([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]).repeat(8, 1)
     torch.manual_seed(1)
-    for _ in range(120):
+    for _ in range(180):
         images = colors[:, :, None, None] + 0.1 * torch.randn(16, 3, SIDE, SIDE)
         play = model.prepare(Batch(images, captions, [""] * 16))
         d_adam.zero_grad()
@@ -377,6 +429,10 @@ def test_it_learns_which_text_belongs_to_which_image() -> None:
         (["data.resolution=24"], "doubles a map of 4 x 4"),
         (["data.resolution=8"], "doubles a map of 4 x 4"),
         (["data.resolution=256", "model.generator.channels=6"], "to multiples of 4"),
+        (["model.discriminator.norm=layer"], "norm='layer'; expected one of batch, none"),
+        (["model.discriminator.norm=batch"], r"model\.r1 .*model\.discriminator\.norm=none"),
+        (["model.r1.gamma=0"], r"model\.r1\.gamma=0; .*model\.r1=null"),
+        (["model.r1.every=0"], r"model\.r1\.every=0; .*at least 1"),
     ],
 )
 def test_mistakes(mini: Callable[..., DictConfig], overrides: list[str], says: str) -> None:
@@ -394,6 +450,7 @@ def test_its_relatives_are_overrides_of_it(hydra_conf: None, size: str) -> None:
         (["model.wrong_weight=0"], 6, 0.0),
     ):
         small = [f"model.{part}.channels=4" for part in ("generator", "discriminator")]
+        small.append("model.r1=null")  # given logits have no slope
         cfg = compose("train", [f"model=gan_int_cls/{size}", *small, *overrides])
         model = build(cfg.model, "model", text=toy.clip())
         model.generator = paints = Paints()

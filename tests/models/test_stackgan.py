@@ -14,6 +14,7 @@ from hydra import compose
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+import r1
 import toy
 from salon import checkpoint, run, stages
 from salon.config import build, to_plain
@@ -49,20 +50,20 @@ TWO: dict[str, Any] = {"condition": 4, "augmentation": "glu", "channels": 8, "bl
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def stage_one(**options: Any) -> StageOneGAN:
+def stage_one(norm: str = "batch", **options: Any) -> StageOneGAN:
     torch.manual_seed(0)
     return StageOneGAN(
         text=toy.clip(), generator=partial(StageOne, **ONE),
-        discriminator=partial(StageOneCritic, channels=2), **{**OPTIONS, **options},
+        discriminator=partial(StageOneCritic, channels=2, norm=norm), **{**OPTIONS, **options},
     )  # fmt: skip
 
 
-def stage_two(**options: Any) -> StageTwoGAN:
+def stage_two(norm: str = "batch", **options: Any) -> StageTwoGAN:
     torch.manual_seed(0)
     given = {"stage_one": partial(StageOne, **ONE), "resolution": 16, **OPTIONS, **options}
     return StageTwoGAN(
         text=toy.clip(), generator=partial(StageTwo, **TWO),
-        discriminator=partial(StageTwoCritic, channels=2), **given,
+        discriminator=partial(StageTwoCritic, channels=2, norm=norm), **given,
     )  # fmt: skip
 
 
@@ -150,6 +151,18 @@ def test_the_same_noise_serves_each_stage_its_own_part() -> None:
     assert torch.equal(base, wanted)
     model.temperature = 0.0
     assert torch.equal(model.paint(z, text), model.paint(torch.zeros(1, 12), text))
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("kind", [StageOneCritic, StageTwoCritic])
+def test_without_normalisation_each_logit_is_of_its_own_image(
+    kind: Callable[..., Any], norm: str
+) -> None:
+    torch.manual_seed(0)
+    critic = kind(channels=2, condition=3, resolution=32, norm=norm)
+    images = torch.randn(4, 3, 32, 32).requires_grad_()
+    logits = critic.heads.joint(critic.trunk(images), torch.randn(4, 3))
+    r1.assert_norm(critic, norm, (logits, images))
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -254,6 +267,25 @@ def test_fakes_do_not_change_what_is_said_of_real_images(make: Callable[[], Stag
     assert not torch.equal(one.fake, other.fake)
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_r1_is_of_all_that_d_says_to_real_images(
+    make: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(norm="none", r1=r1.R1)
+
+    def score(play: Play, images: Tensor) -> Tensor:
+        heads, seen = model.discriminator.heads, model.discriminator.trunk(images)
+        joint = heads.joint(seen, play.moments.mean.detach())
+        return joint if make is stage_one else joint + heads.alone(seen)
+
+    r1.check(model, batch(), lambda play: play.real, score, monkeypatch)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_r1_in_bfloat16(make: Callable[..., Stage]) -> None:
+    r1.fit_in_bfloat16(make(norm="none", r1=r1.R1), batch())
+
+
 def test_stage_one_learns_from_smaller_images() -> None:
     model = stage_one()
     given = batch(32)
@@ -288,7 +320,7 @@ def test_stage_one_learns_which_color_was_asked_for() -> None:
     images = torch.full((16, 3, 8, 8), -0.8)
     images[0::2, 0] = images[1::2, 2] = 0.8
     plain = Batch(images, captions, [""] * 16)
-    for step in range(100):
+    for step in range(180):
         torch.manual_seed(step)
         play = model.prepare(plain)
         for optimizer, loss in zip(

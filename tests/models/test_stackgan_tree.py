@@ -10,6 +10,7 @@ import torch
 from hydra import compose
 from torch import Tensor, nn
 
+import r1
 import toy
 from salon.config import build
 from salon.models.schedules import warmup_cosine
@@ -28,7 +29,7 @@ SIZES: dict[str, Any] = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tree(**options: Any) -> StackGANTree:
+def tree(norm: str = "batch", **options: Any) -> StackGANTree:
     torch.manual_seed(0)
     sizes = {**SIZES, **{key: options.pop(key) for key in SIZES if key in options}}
     given: dict[str, Any] = {
@@ -37,7 +38,7 @@ def tree(**options: Any) -> StackGANTree:
     }  # fmt: skip
     return StackGANTree(
         text=toy.clip(), generator=partial(Generator, **sizes),
-        discriminator=partial(Critic, channels=2), **given,
+        discriminator=partial(Critic, channels=2, norm=norm), **given,
     )  # fmt: skip
 
 
@@ -164,6 +165,23 @@ def test_each_loss_teaches_its_own_networks() -> None:
     model.generator_loss(play).total.backward()
     assert all(p.grad is None for p in model.discriminator.parameters())
     assert all(p.grad is not None for p in model.generator.parameters())
+
+
+def test_r1_is_of_all_that_every_scales_critic_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tree(norm="none", r1=r1.R1)
+
+    def score(play: Play, images: Tensor) -> Tensor:
+        mean, said = play.moments.mean.detach(), []
+        for critic, side in zip(model.critics, (8, 16), strict=True):
+            h = critic.trunk(resized(images, side))
+            said += [critic.heads.joint(h, mean), critic.heads.alone(h)]
+        return torch.stack(said).sum(0)
+
+    r1.check(model, batch(), lambda play: play.real, score, monkeypatch)
+
+
+def test_r1_in_bfloat16() -> None:
+    r1.fit_in_bfloat16(tree(norm="none", r1=r1.R1), batch())
 
 
 def test_what_is_held_for_a_match_teaches_the_conditioning() -> None:

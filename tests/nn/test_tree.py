@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+import r1
 from salon.nn.tree import (
+    Critic,
     Heads,
     Match,
     ResGLU,
@@ -83,6 +85,17 @@ def test_the_image_enters_a_discriminator_without_normalisation() -> None:
     layers = list(Trunk(channels=2, resolution=64).layers)
     assert isinstance(layers[1], nn.LeakyReLU)
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in layers) == 3
+
+
+@pytest.mark.parametrize("resolution", [16, 128])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_without_normalisation_each_logit_is_of_its_own_image(norm: str, resolution: int) -> None:
+    torch.manual_seed(0)
+    critic = Critic(channels=2, condition=3, resolution=resolution, norm=norm)
+    images = torch.randn(4, 3, resolution, resolution).requires_grad_()
+    h = critic.trunk(images)
+    joint, alone = critic.heads.joint(h, torch.randn(4, 3)), critic.heads.alone(h)
+    r1.assert_norm(critic, norm, (joint, images), (alone, images))
 
 
 def test_orthogonal_init() -> None:

@@ -10,6 +10,8 @@ has to be run outside autocast for them.
 N images, E features of the condition.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,30 @@ def zero_centered(
 ) -> Tensor:
     """E |g_x|^2, summed over pixels. Mescheder et al. 2018 weigh it by gamma / 2."""
     return _squared_gradient(logits, images).mean()
+
+
+class LazyR1:
+    """gamma / 2 E |grad D(x)|^2 of real images x: Mescheder et al. 2018, equation 9; on every k-th
+    batch, k times as strong: lazy regularisation, Karras et al. 2020 (StyleGAN2), section 3.1."""
+
+    def __init__(self, *, gamma: float, every: int) -> None:
+        if not gamma > 0:
+            raise ValueError(f"model.r1.gamma={gamma}; expected a weight above 0, or model.r1=null")
+        if every < 1:
+            raise ValueError(f"model.r1.every={every}; expected a number of batches, at least 1")
+        self.gamma, self.every = gamma, every
+
+    def due(self, batches: int) -> bool:
+        """After so many batches, is it this one's turn?"""
+        return batches % self.every == 0
+
+    def __call__(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Of the logits (N,) of images (N, 3, H, W), which have to require gradients; ()."""
+        return self.every * 0.5 * self.gamma * zero_centered(logits, images)
+
+
+def full_precision(device: torch.device, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Float32 for what a penalty differentiates twice and raises to a power, where `wanted`."""
+    if not wanted:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -7,7 +7,8 @@ Goodfellow et al. 2014, Algorithm 1 with k = 1. One training batch is one tick a
     generator         its loss, against the discriminator just updated -> its step
 
 Each family writes its own play, `prepare`, `discriminator_loss` and `generator_loss`. Its
-`discriminator_loss` has to detach the fakes; the generator's step leaves no gradient in D.
+`discriminator_loss` has to detach the fakes; the generator's step leaves no gradient in D. A family
+that offers R1 shows D the real images as `watched` gives them, and adds it by `smoothed`.
 
 N images, Z latent dimensions.
 """
@@ -16,15 +17,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from salon.losses.pairs import WrongPairs
+from salon.losses.penalties import LazyR1, full_precision
 from salon.models.base import MakeOptimizer, Schedule, TextToImage
 from salon.types import Batch, Text
 
@@ -49,10 +53,19 @@ class Adversarial(TextToImage, Generic[P]):
         discriminator_optimizer: MakeOptimizer,
         schedule: Schedule,  # of both learning rates
         temperature: float,
+        r1: LazyR1 | None = None,  # of D where the real images lie
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule)
         self.automatic_optimization = False
-        self.generator, self.discriminator = generator, discriminator
+        self.generator, self.discriminator, self.r1 = generator, discriminator, r1
+        if r1 is not None and any(isinstance(m, _BatchNorm) for m in discriminator.modules()):
+            raise ValueError(
+                "model.r1 differentiates each image's logit by that image, and batch normalisation "
+                "makes it depend on all of them. Say "
+                "model.discriminator.norm=none, or model.r1=null"
+            )
+        for network in (generator, discriminator):  # convolutions' own layout: faster on a CPU
+            network.to(memory_format=torch.channels_last)
         self.make_discriminator_optimizer = discriminator_optimizer
         self.gradient_clip: float | None = None
         self.set_sampling(temperature=temperature)
@@ -74,6 +87,28 @@ class Adversarial(TextToImage, Generic[P]):
     @abstractmethod
     def judge(self, images: Tensor, text: Text) -> Tensor:
         """The discriminator's logit that these images (N, 3, H, W) are real and match, (N,)."""
+
+    # -- R1, where a family offers it ----------------------------------------------------------
+
+    @property
+    def smooths(self) -> bool:
+        """Whether it is R1's turn in this batch."""
+        return self.r1 is not None and self.r1.due(self.batches_seen)
+
+    def watched(self, images: Tensor) -> Tensor:
+        """Real images (N, 3, H, W) as D shall see them for its own loss."""
+        return images.detach().requires_grad_(self.smooths)
+
+    def exactly(self) -> AbstractContextManager[None]:
+        """For D's look at the real images."""
+        return full_precision(self.device, self.smooths)
+
+    def smoothed(self, loss: Loss, logits: Tensor, images: Tensor) -> Loss:
+        """With R1 of the logits (N,) of `watched` images, where it is due."""
+        if self.r1 is None or not self.smooths:
+            return loss
+        penalty = self.r1(logits, images)
+        return Loss(loss.total + penalty, {**loss.told, "r1": penalty / self.r1.every})
 
     # -- the alternation -----------------------------------------------------------------------
 

@@ -117,7 +117,7 @@ class Generator(nn.Module):
 class Play(NamedTuple):
     text: Text
     condition: Tensor  # (N, D'), what the discriminators are told
-    reals: list[Tensor]  # (N, 3, R, R), the smallest first
+    real: Tensor  # (N, 3, H, W)
     painted: Painted
     wrong: WrongPairs
     same: Tensor  # (N, N) pairs that DAMSM must not hold apart
@@ -140,7 +140,7 @@ class AttnGAN(Adversarial[Play]):
         pairs: str,  # how wrong captions are chosen: a name in salon.losses.pairs
         damsm_weight: float,  # lambda
         kl_weight: float,  # of the KL per dimension of the condition
-        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature
+        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature, r1
     ) -> None:
         if resolution % 2 ** (scales - 1):
             raise ValueError(
@@ -179,8 +179,7 @@ class AttnGAN(Adversarial[Play]):
         painted = self.generator(noise, text)
         wrong = self.pairs(batch.captions)
         same = twins(batch.captions, self.device)
-        reals = self.pyramid(batch.images)
-        return Play(text, unit(text.pooled), reals, painted, wrong, same)
+        return Play(text, unit(text.pooled), batch.images, painted, wrong, same)
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Images at every resolution that is painted, the smallest first."""
@@ -188,17 +187,27 @@ class AttnGAN(Adversarial[Play]):
         return [F.avg_pool2d(images, 2**i) for i in reversed(range(count))]
 
     def discriminator_loss(self, play: Play) -> Loss:
-        losses, real, wrong, fake = [], [], [], []
+        losses, scores, real, wrong, fake = [], [], [], [], []
         others = play.condition[play.wrong.index.to(self.device)]
-        for judge, x, y in zip(self.discriminator, play.reals, play.painted.images, strict=True):
-            heads, seen, painted = judge.heads, judge.trunk(x), judge.trunk(y.detach())
-            real.append(heads.joint(seen, play.condition))
+        images = self.watched(play.real)
+        for judge, x, y in zip(
+            self.discriminator, self.pyramid(images), play.painted.images, strict=True
+        ):
+            heads = judge.heads
+            with self.exactly():
+                seen = judge.trunk(x)
+                real.append(heads.joint(seen, play.condition))
+                alone = heads.alone(seen)
+            scores.append(real[-1] + alone)
             wrong.append(heads.joint(seen, others))
+            painted = judge.trunk(y.detach())
             fake.append(heads.joint(painted, play.condition))
-            alone = heads.alone(seen), heads.alone(painted)
-            losses.append(joint_discriminator(real[-1], wrong[-1], fake[-1], *alone))
+            losses.append(
+                joint_discriminator(real[-1], wrong[-1], fake[-1], alone, heads.alone(painted))
+            )
         told = discerned(real=real, wrong=wrong, fake=fake, pairs=play.wrong)
-        return Loss(torch.stack(losses).sum(), told)
+        loss = Loss(torch.stack(losses).sum(), told)
+        return self.smoothed(loss, torch.stack(scores).sum(0), images)
 
     def generator_loss(self, play: Play) -> Loss:
         adversarial = []

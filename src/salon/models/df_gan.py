@@ -19,7 +19,6 @@ h x w, L levels.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from salon.losses.adversarial import (
     relativistic_generator,
 )
 from salon.losses.pairs import WrongPairs, choose
-from salon.losses.penalties import matching_aware, zero_centered
+from salon.losses.penalties import full_precision, matching_aware, zero_centered
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.augment import DiffAugment
 from salon.text.base import TextTower, unit
@@ -315,7 +314,7 @@ class DFGAN(Adversarial[Play]):
         pairs: str,  # a name in salon.losses.pairs
         augment: DiffAugment,  # of all that D sees in training
         truncation: float | None,
-        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature
+        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature; no r1
     ) -> None:
         if penalty_every < 1:
             raise ValueError(
@@ -323,8 +322,10 @@ class DFGAN(Adversarial[Play]):
             )
         sizes = {"text_width": text.pooled_width, "resolution": resolution}
         super().__init__(
-            generator=generator(**sizes), discriminator=discriminator(**sizes), **adversarial
-        )
+            generator=generator(**sizes), discriminator=discriminator(**sizes),
+            r1=None,  # the objective brings its own penalty
+            **adversarial,
+        )  # fmt: skip
         self.set_sampling(truncation=truncation)
         self.text, self.resolution = text, resolution
         self.keep_frozen(text)
@@ -402,13 +403,6 @@ class DFGAN(Adversarial[Play]):
         if self.truncation is not None:
             z = truncated(z, self.truncation)
         return self.generator(self.temperature * z, unit(text.pooled))
-
-
-def full_precision(device: torch.device, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    """Float32 for what a penalty differentiates twice and raises to a power, where `wanted`."""
-    if not wanted:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def truncated(z: Tensor, bound: float) -> Tensor:

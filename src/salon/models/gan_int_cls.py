@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from salon.losses.adversarial import cls_discriminator, non_saturating
 from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, discerned
-from salon.models.base import MakeOptimizer, Schedule
-from salon.nn.blocks import Bottleneck
+from salon.nn.blocks import Bottleneck, conv_norm, init_he
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
 
@@ -58,10 +57,6 @@ def widths(channels: int, resolution: int) -> list[int]:
 
 def up(c_in: int, c_out: int) -> nn.Module:
     return nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1, bias=False)
-
-
-def down(c_in: int, c_out: int) -> nn.Module:
-    return nn.Conv2d(c_in, c_out, 4, stride=2, padding=1, bias=False)
 
 
 class Generator(nn.Module):
@@ -109,28 +104,35 @@ class Discriminator(nn.Module):
         resolution: int,
         embedding: int,  # E
         channels: int,  # ndf of the published code: the 4 x 4 map has eight times as many
+        norm: str = "batch",  # as in the published code; "none" for `model.r1`
     ) -> None:
         super().__init__()
         c = widths(channels, resolution)[::-1]
-        layers: list[nn.Module] = [down(3, c[0]), nn.LeakyReLU(SLOPE)]
+        layers: list[nn.Module] = [nn.Conv2d(3, c[0], 4, stride=2, padding=1, bias=False)]
+        layers.append(nn.LeakyReLU(SLOPE))
         for i, (c_in, c_out) in enumerate(pairwise(c)):
-            layers += [down(c_in, c_out), nn.BatchNorm2d(c_out)]
+            layers += conv_norm(c_in, c_out, 4, stride=2, padding=1, norm=norm)
             if i < len(c) - 3:  # before the 8 x 8 map
                 layers.append(nn.LeakyReLU(SLOPE))
-        self.image = nn.Sequential(*layers, Bottleneck(c[-1], nn.LeakyReLU(SLOPE)))
-        self.text = nn.Sequential(
-            nn.Linear(text_width, embedding), nn.BatchNorm1d(embedding), nn.LeakyReLU(SLOPE)
-        )
+        self.image = nn.Sequential(*layers, Bottleneck(c[-1], nn.LeakyReLU(SLOPE), norm=norm))
+        normal = [nn.BatchNorm1d(embedding)] if norm == "batch" else []
+        self.text = nn.Sequential(nn.Linear(text_width, embedding), *normal, nn.LeakyReLU(SLOPE))
         self.joint = nn.Sequential(
-            nn.Conv2d(c[-1] + embedding, c[-1], 1, bias=False), nn.BatchNorm2d(c[-1]),
+            *conv_norm(c[-1] + embedding, c[-1], 1, norm=norm),
             nn.LeakyReLU(SLOPE), nn.Conv2d(c[-1], 1, 4, bias=False),
         )  # fmt: skip
-        initialize(self)
+        if norm == "batch":
+            initialize(self)
+        else:
+            init_he(self, SLOPE)
+
+    def match(self, seen: Tensor, text: Tensor) -> Tensor:
+        """Maps of `image` (N, C, 4, 4) under texts (N, T) to logits (N,)."""
+        read = self.text(text)[:, :, None, None].expand(-1, -1, 4, 4)  # (N, E, 4, 4)
+        return self.joint(torch.cat([seen, read], dim=1)).flatten()
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
-        seen = self.image(images)  # (N, C, 4, 4)
-        read = self.text(text)[:, :, None, None].expand(-1, -1, 4, 4)  # (N, E, 4, 4)
-        return self.joint(torch.cat([seen, read], dim=1)).flatten()  # (N,)
+        return self.match(self.image(images), text)
 
 
 @torch.no_grad()
@@ -151,6 +153,8 @@ class Play(NamedTuple):
 
 
 class GANIntCLS(Adversarial[Play]):
+    discriminator: Discriminator
+
     def __init__(
         self,
         *,
@@ -162,10 +166,7 @@ class GANIntCLS(Adversarial[Play]):
         pairs: str,  # a name in salon.losses.pairs
         wrong_weight: float,  # w, the wrong pairs' share of what is not right; 0 = GAN-INT
         interpolation: float | None,  # w_int of the midpoints; None = no midpoints: GAN-CLS
-        temperature: float,
-        optimizer: MakeOptimizer,
-        discriminator_optimizer: MakeOptimizer,
-        schedule: Schedule,
+        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature, r1
     ) -> None:
         if not 0 <= wrong_weight <= 1:
             raise ValueError(f"model.wrong_weight={wrong_weight}; expected a share from 0 to 1")
@@ -174,10 +175,7 @@ class GANIntCLS(Adversarial[Play]):
         super().__init__(
             generator=painter,
             discriminator=discriminator(**sizes),
-            optimizer=optimizer,
-            discriminator_optimizer=discriminator_optimizer,
-            schedule=schedule,
-            temperature=temperature,
+            **adversarial,
         )
         self.text, self.resolution, self.latent = text, resolution, painter.latent
         self.keep_frozen(text)
@@ -199,12 +197,17 @@ class GANIntCLS(Adversarial[Play]):
         return self.discriminator(self.augment(images), text)
 
     def discriminator_loss(self, play: Play) -> Loss:
-        # Apart, and not in one batch: each has batch statistics of its own.
-        real = self.shown(play.images, play.text)
-        wrong = self.shown(play.images[play.wrong.index], play.text)
+        images = self.watched(play.images)
+        with self.exactly():
+            # A wrong image is another one of the batch: what D sees in it, it has seen.
+            seen = self.discriminator.image(self.augment(images))  # (N, C, 4, 4)
+            real = self.discriminator.match(seen, play.text)
+        wrong = self.discriminator.match(seen[play.wrong.index], play.text)
+        # Apart from the real ones, and not in one batch: each has batch statistics of its own.
         fake = self.shown(self.invent(play.text).detach(), play.text)
         loss = cls_discriminator(real, wrong, fake, wrong_weight=self.wrong_weight)
-        return Loss(loss, discerned(real=[real], wrong=[wrong], fake=[fake], pairs=play.wrong))
+        told = discerned(real=[real], wrong=[wrong], fake=[fake], pairs=play.wrong)
+        return self.smoothed(Loss(loss, told), real, images)
 
     def generator_loss(self, play: Play) -> Loss:
         count = len(play.text)

@@ -38,11 +38,10 @@ from salon.losses.adversarial import cls_discriminator, joint_discriminator, non
 from salon.losses.kl import kl
 from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, discerned
-from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.autoencoder import Moments
-from salon.nn.blocks import Bottleneck
+from salon.nn.blocks import Bottleneck, init_he
 from salon.nn.conditioning import ConditioningAugmentation
-from salon.nn.tree import SIDE, Heads, Match, Trunk, doublings, resized, tiled
+from salon.nn.tree import SIDE, SLOPE, Heads, Match, Trunk, doublings, resized, tiled
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
 
@@ -181,21 +180,29 @@ class StageTwo(nn.Module):
 class StageOneCritic(nn.Module):
     """Asks one question: is it real, and does it match?"""
 
-    def __init__(self, *, channels: int, condition: int, resolution: int) -> None:
+    def __init__(
+        self, *, channels: int, condition: int, resolution: int, norm: str = "batch"
+    ) -> None:
         super().__init__()
-        self.trunk = Trunk(channels=channels, resolution=resolution)
-        self.heads = Match(self.trunk.width, condition)
+        self.trunk = Trunk(channels=channels, resolution=resolution, norm=norm)
+        self.heads = Match(self.trunk.width, condition, norm=norm)
         self.apply(init_normal)
+        if norm == "none":
+            init_he(self, SLOPE)
 
 
 class StageTwoCritic(nn.Module):
     """Asks that, and without the text: is it real?"""
 
-    def __init__(self, *, channels: int, condition: int, resolution: int) -> None:
+    def __init__(
+        self, *, channels: int, condition: int, resolution: int, norm: str = "batch"
+    ) -> None:
         super().__init__()
-        self.trunk = Trunk(channels=channels, resolution=resolution)
-        self.heads = Heads(self.trunk.width, condition)
+        self.trunk = Trunk(channels=channels, resolution=resolution, norm=norm)
+        self.heads = Heads(self.trunk.width, condition, norm=norm)
         self.apply(init_normal)
+        if norm == "none":
+            init_he(self, SLOPE)
 
 
 def init_normal(part: nn.Module) -> None:
@@ -223,6 +230,7 @@ class Play(NamedTuple):
 class Answers(NamedTuple):
     """The discriminator on one play, for its own loss."""
 
+    images: Tensor  # (N, 3, H, H), the real ones as it saw them
     real_map: Tensor  # (N, 8 D, 4, 4)
     fake_map: Tensor  # (N, 8 D, 4, 4)
     real: Tensor  # (N), logits with the text, as the next two
@@ -245,16 +253,9 @@ class Stage(Adversarial[Play]):
         resolution: int,
         pairs: str,  # a name in salon.losses.pairs
         kl_weight: float,  # of the mean over the condition's dimensions
-        temperature: float,  # spread of all noise when sampling; 1 = as in training
-        optimizer: MakeOptimizer,
-        discriminator_optimizer: MakeOptimizer,
-        schedule: Schedule,
+        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature, r1
     ) -> None:
-        super().__init__(
-            generator=generator, discriminator=discriminator, optimizer=optimizer,
-            discriminator_optimizer=discriminator_optimizer, schedule=schedule,
-            temperature=temperature,
-        )  # fmt: skip
+        super().__init__(generator=generator, discriminator=discriminator, **adversarial)
         self.text, self.resolution = text, resolution
         self.keep_frozen(text)
         self.wrong_pairs, self.kl_weight = choose(pairs), kl_weight
@@ -271,12 +272,17 @@ class Stage(Adversarial[Play]):
 
     def answers(self, play: Play) -> Answers:
         critic, mean = self.discriminator, play.moments.mean.detach()  # (N, C)
+        images = self.watched(play.real)
+        with self.exactly():
+            real_map = critic.trunk(images)
+            real = critic.heads.joint(real_map, mean)
         # A pass for each kind: batch normalisation shall not mix real images with fakes.
-        real_map, fake_map = critic.trunk(play.real), critic.trunk(play.fake.detach())
+        fake_map = critic.trunk(play.fake.detach())
         return Answers(
+            images,
             real_map,
             fake_map,
-            real=critic.heads.joint(real_map, mean),
+            real=real,
             wrong=critic.heads.joint(real_map, mean[play.pairs.index]),
             fake=critic.heads.joint(fake_map, mean),
         )
@@ -330,7 +336,7 @@ class StageOneGAN(Stage):
     def discriminator_loss(self, play: Play) -> Loss:
         seen = self.answers(play)
         total = cls_discriminator(seen.real, seen.wrong, seen.fake, wrong_weight=0.5)
-        return Loss(total, self.told(play, seen))
+        return self.smoothed(Loss(total, self.told(play, seen)), seen.real, seen.images)
 
     def generator_loss(self, play: Play) -> Loss:
         critic, mean = self.discriminator, play.moments.mean.detach()
@@ -386,10 +392,13 @@ class StageTwoGAN(Stage):
 
     def discriminator_loss(self, play: Play) -> Loss:
         seen, alone = self.answers(play), self.discriminator.heads.alone
+        with self.exactly():
+            real_alone = alone(seen.real_map)
         total = joint_discriminator(
-            seen.real, seen.wrong, seen.fake, alone(seen.real_map), alone(seen.fake_map)
+            seen.real, seen.wrong, seen.fake, real_alone, alone(seen.fake_map)
         )
-        return Loss(total, self.told(play, seen))
+        loss = Loss(total, self.told(play, seen))
+        return self.smoothed(loss, seen.real + real_alone, seen.images)
 
     def generator_loss(self, play: Play) -> Loss:
         critic, mean = self.discriminator, play.moments.mean.detach()

@@ -24,7 +24,7 @@ generator's channels, D a discriminator's, R pixels of the last image's side.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ from salon.losses.adversarial import non_saturating, tree_discriminator
 from salon.losses.kl import kl
 from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, discerned
-from salon.models.base import MakeOptimizer, Schedule
 from salon.nn.autoencoder import Moments
 from salon.nn.conditioning import ConditioningAugmentation
 from salon.nn.tree import (
@@ -132,20 +131,14 @@ class StackGANTree(Adversarial[Play]):
         resolution: int,
         pairs: str,  # a name in salon.losses.pairs
         kl_weight: float,  # of the mean over the condition's dimensions
-        temperature: float,  # spread of all noise when sampling; 1 = as in training
-        optimizer: MakeOptimizer,
-        discriminator_optimizer: MakeOptimizer,  # one for all judges: they share no weight
-        schedule: Schedule,
+        # optimizer, discriminator_optimizer (one for all judges), schedule, temperature, r1
+        **adversarial: Any,
     ) -> None:
         tree = generator(text_width=text.pooled_width, resolution=resolution)
         critics = nn.ModuleList(
             discriminator(condition=tree.condition, resolution=side) for side in tree.resolutions
         )
-        super().__init__(
-            generator=tree, discriminator=critics, optimizer=optimizer,
-            discriminator_optimizer=discriminator_optimizer, schedule=schedule,
-            temperature=temperature,
-        )  # fmt: skip
+        super().__init__(generator=tree, discriminator=critics, **adversarial)
         self.text, self.resolution = text, resolution
         self.keep_frozen(text)
         self.wrong_pairs, self.kl_weight = choose(pairs), kl_weight
@@ -163,22 +156,24 @@ class StackGANTree(Adversarial[Play]):
 
     def discriminator_loss(self, play: Play) -> Loss:
         mean = play.moments.mean.detach()  # (N, C)
-        total, told = mean.new_zeros(()), {}
+        total, scores, told = mean.new_zeros(()), mean.new_zeros(()), {}
+        images = self.watched(play.real)
         for critic, image in zip(self.critics, play.fakes, strict=True):
-            # A pass for each kind: batch normalisation shall not mix real images with fakes.
-            real_map = critic.trunk(resized(play.real, image.shape[-1]))
-            fake_map = critic.trunk(image.detach())
             joint, alone = critic.heads.joint, critic.heads.alone
-            real, fake = joint(real_map, mean), joint(fake_map, mean)
-            wrong = joint(real_map, mean[play.pairs.index])
-            real_alone = alone(real_map)
+            with self.exactly():
+                real_map = critic.trunk(resized(images, image.shape[-1]))
+                real, real_alone = joint(real_map, mean), alone(real_map)
+            scores = scores + real + real_alone  # (N,)
+            # A pass for each kind: batch normalisation shall not mix real images with fakes.
+            fake_map = critic.trunk(image.detach())
+            fake, wrong = joint(fake_map, mean), joint(real_map, mean[play.pairs.index])
             # The images of the wrong pairs are those of the batch, so their logits are these.
             total = total + tree_discriminator(
                 real, wrong, fake, real_alone, real_alone, alone(fake_map)
             )
             # Of the last scale, which is what is drawn.
             told = discerned(real=[real], wrong=[wrong], fake=[fake], pairs=play.pairs)
-        return Loss(total, told)
+        return self.smoothed(Loss(total, told), scores, images)
 
     def generator_loss(self, play: Play) -> Loss:
         mean = play.moments.mean

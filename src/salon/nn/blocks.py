@@ -86,20 +86,48 @@ class ResBlock(nn.Module):
         return self.skip(x) + h  # (N, C_out, H, W)
 
 
+NORMS = ("batch", "none")
+
+
+def conv_norm(
+    c_in: int, c_out: int, kernel: int, *, norm: str, stride: int = 1, padding: int = 0
+) -> list[nn.Module]:
+    """A convolution and its batch normalisation; or, for a `norm` of "none", one with a bias.
+
+    Raises ValueError for another `norm`.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"model.discriminator.norm={norm!r}; expected one of {', '.join(NORMS)}")
+    plain = norm == "none"
+    conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=padding, bias=plain)
+    return [conv] if plain else [conv, nn.BatchNorm2d(c_out)]
+
+
+@torch.no_grad()
+def init_he(network: nn.Module, slope: float) -> None:
+    """Convolutions that keep a signal's size where nothing normalises it, behind leaky ReLUs of
+    this slope: He et al. 2015, section 2.2. Linear layers keep PyTorch's law."""
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, a=slope)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 class Bottleneck(nn.Module):
     """A residual block through a quarter of the channels; its activation follows the sum.
 
     Of the discriminator and generator of Reed et al. 2016, and of StackGAN's first stage.
     """
 
-    def __init__(self, channels: int, activation: nn.Module) -> None:
+    def __init__(self, channels: int, activation: nn.Module, *, norm: str = "batch") -> None:
         super().__init__()
         inner = channels // 4
         self.activation = activation
         self.branch = nn.Sequential(
-            nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), activation,
-            nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), activation,
-            nn.Conv2d(inner, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+            *conv_norm(channels, inner, 1, norm=norm), activation,
+            *conv_norm(inner, inner, 3, padding=1, norm=norm), activation,
+            *conv_norm(inner, channels, 3, padding=1, norm=norm),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salon.nn.blocks import conv_norm, init_he
+
 SIDE = 4  # of the map that generators start from and discriminators end at
 SLOPE = 0.2  # of the leaky ReLUs: Radford et al. 2016, section 3
 FULL = 4  # doublings of a discriminator's channels before it only keeps them: 64 px to 4 px
@@ -124,13 +126,9 @@ class ToImage(nn.Module):
 # -- discriminators --------------------------------------------------------------------------------
 
 
-def conv_leaky(c_in: int, c_out: int) -> nn.Sequential:
-    """3 x 3 convolution, batch normalisation, leaky ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(c_out),
-        nn.LeakyReLU(SLOPE),
-    )
+def conv_leaky(c_in: int, c_out: int, *, norm: str) -> nn.Sequential:
+    """3 x 3 convolution, normalisation, leaky ReLU."""
+    return nn.Sequential(*conv_norm(c_in, c_out, 3, padding=1, norm=norm), nn.LeakyReLU(SLOPE))
 
 
 class Trunk(nn.Module):
@@ -140,7 +138,7 @@ class Trunk(nn.Module):
     32D, ..., and 3 x 3 convolutions come back to 8D; a smaller one starts at a later width.
     """
 
-    def __init__(self, *, channels: int, resolution: int) -> None:
+    def __init__(self, *, channels: int, resolution: int, norm: str = "batch") -> None:
         super().__init__()
         steps = doublings(resolution)
         first = max(0, FULL - steps)
@@ -151,13 +149,11 @@ class Trunk(nn.Module):
             nn.LeakyReLU(SLOPE),
         ]
         for a, b in pairwise(widths):
-            layers += [
-                nn.Conv2d(a, b, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(b),
-                nn.LeakyReLU(SLOPE),
-            ]
+            layers += conv_norm(a, b, 4, stride=2, padding=1, norm=norm)
+            layers.append(nn.LeakyReLU(SLOPE))
         for exponent in range(steps - 1, FULL - 1, -1):
-            layers.append(conv_leaky(channels * 2**exponent, channels * 2 ** (exponent - 1)))
+            a, b = channels * 2**exponent, channels * 2 ** (exponent - 1)
+            layers.append(conv_leaky(a, b, norm=norm))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -167,9 +163,9 @@ class Trunk(nn.Module):
 class Match(nn.Module):
     """A question about a map (N, C, 4, 4): is it of a real image that matches its condition?"""
 
-    def __init__(self, channels: int, condition: int) -> None:
+    def __init__(self, channels: int, condition: int, *, norm: str = "batch") -> None:
         super().__init__()
-        self.mix = conv_leaky(channels + condition, channels)
+        self.mix = conv_leaky(channels + condition, channels, norm=norm)
         self.joint_logit = nn.Conv2d(channels, 1, SIDE)
 
     def joint(self, h: Tensor, condition: Tensor) -> Tensor:
@@ -179,8 +175,8 @@ class Match(nn.Module):
 class Heads(Match):
     """That question, and one that looks at no condition: is it of a real image?"""
 
-    def __init__(self, channels: int, condition: int) -> None:
-        super().__init__(channels, condition)
+    def __init__(self, channels: int, condition: int, *, norm: str = "batch") -> None:
+        super().__init__(channels, condition, norm=norm)
         self.alone_logit = nn.Conv2d(channels, 1, SIDE)
 
     def alone(self, h: Tensor) -> Tensor:
@@ -190,11 +186,15 @@ class Heads(Match):
 class Critic(nn.Module):
     """The judge of one resolution, with both questions."""
 
-    def __init__(self, *, channels: int, condition: int, resolution: int) -> None:
+    def __init__(
+        self, *, channels: int, condition: int, resolution: int, norm: str = "batch"
+    ) -> None:
         super().__init__()
-        self.trunk = Trunk(channels=channels, resolution=resolution)
-        self.heads = Heads(self.trunk.width, condition)
+        self.trunk = Trunk(channels=channels, resolution=resolution, norm=norm)
+        self.heads = Heads(self.trunk.width, condition, norm=norm)
         init_orthogonal(self)
+        if norm == "none":
+            init_he(self, SLOPE)
 
 
 def tiled(h: Tensor, condition: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class TextTower(nn.Module, ABC):
         memory = self._memory
         unknown = [c for c in dict.fromkeys(captions) if c not in memory]
         if unknown:
-            with torch.no_grad():
+            # What is remembered serves training and sampling alike, inside autocast and outside.
+            with torch.no_grad(), torch.autocast(_device(self), enabled=False):
                 tokens, mask, pooled = self.encode(unknown)
             for caption, states, length, vector in zip(
                 unknown, tokens, mask.sum(1).tolist(), pooled, strict=True
@@ -64,6 +65,10 @@ class TextTower(nn.Module, ABC):
     def learn_vocabulary(self, captions: Iterator[str]) -> None:
         """Called once before a tower is trained; for towers whose vocabulary is a choice."""
         del captions
+
+
+def _device(tower: nn.Module) -> str:
+    return next(tower.parameters(), torch.empty(0)).device.type
 
 
 def _padded(found: Sequence[tuple[Tensor, Tensor]]) -> Text:
