@@ -92,6 +92,17 @@ def test_the_memory_is_forgotten_with_the_weights(tower: ClipTower) -> None:
     assert tower(CAPTIONS[:1]).pooled.dtype == torch.float64
 
 
+def test_what_is_remembered_serves_inside_autocast_and_outside(tower: ClipTower) -> None:
+    """Training in bfloat16 meets a caption first, and sampling outside autocast meets it again."""
+    plain = tower(CAPTIONS[:1])
+    tower._memory.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        tower(CAPTIONS[:1])
+    again = tower(CAPTIONS[:1])
+    assert again.pooled.dtype == again.tokens.dtype == torch.float32
+    torch.testing.assert_close(again.pooled, plain.pooled, rtol=0, atol=0)
+
+
 def test_compact_vocabulary(tower: ClipTower, caplog: pytest.LogCaptureFixture) -> None:
     known, _ = tower.token_ids(["a red square"])
     assert len(set(known[0].tolist())) == 5, "every known word has a row of its own"
