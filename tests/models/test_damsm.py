@@ -182,6 +182,21 @@ def test_published_sizes(hydra_conf: None) -> None:
     assert sum(p.numel() for p in module.text.lstm.parameters()) == 440_320
 
 
+def test_precision_looks_at_all_images_together() -> None:
+    """However many fit into one look."""
+    module = made().eval()
+    torch.manual_seed(1)
+    images = torch.rand(70, 3, toy.SIDE, toy.SIDE) * 2 - 1
+    captions = [toy.CAPTIONS[i % len(toy.CAPTIONS)] for i in range(70)]
+    whole = module.matcher.look(images).whole
+    sentences = module.read(captions).pooled
+    expected = r_precision(whole, sentences, captions, torch.Generator().manual_seed(0))
+    found = module.precision(images, captions)
+    assert found.precision == expected.precision > 0
+    assert found.chance == expected.chance
+    assert not found.precision.requires_grad
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, mini_root: Path) -> Path:
     from hydra import initialize_config_dir

@@ -47,6 +47,13 @@ def readable(
     return Gate("share of readable reconstructions", score["all"], minimum)
 
 
+def matching(*, module: Any, data: JuryData, split: str, images: int, minimum: float) -> Gate:
+    """A DAMSM's R-precision: how often an image's own caption wins among 99 others."""
+    shown = exhibits(data, split if data.has(split) else "val", images)
+    found = module.precision(shown.real, [prompt.caption for prompt in shown.prompts])
+    return Gate("R-precision", float(found.precision), minimum)
+
+
 def retrieval(*, module: Any, data: JuryData, split: str, images: int, minimum: float) -> Gate:
     """A text tower's image-to-text R@1 among prompts that leave no attribute open."""
     shown = exhibits(data, split if data.has(split) else "val", images)

@@ -85,10 +85,21 @@ class Damsm(Trainee):
         wholes, sentences, captions = zip(*self._seen, strict=True)
         self._seen.clear()
         told = [caption for group in captions for caption in group]
-        generator = torch.Generator().manual_seed(0)
-        found = r_precision(torch.cat(wholes), torch.cat(sentences), told, generator)
+        found = r_precision(torch.cat(wholes), torch.cat(sentences), told, _choice())
         self.log("val/r_precision", found.precision, sync_dist=True)
         self.log("val/r_precision_chance", found.chance, sync_dist=True)
+
+    @torch.no_grad()
+    def precision(self, images: Tensor, captions: list[str]) -> Retrieved:
+        """R-precision of images (N, 3, H, W) and their captions."""
+        pieces = images.to(self.device).split(64)
+        whole = torch.cat([self.matcher.look(piece).whole for piece in pieces])
+        return r_precision(whole, self.read(captions).pooled, captions, _choice())
+
+
+def _choice() -> torch.Generator:
+    """Of the others, always the same."""
+    return torch.Generator().manual_seed(0)
 
 
 class Retrieved(NamedTuple):
