@@ -305,6 +305,14 @@ def test_a_stage_given_by_hand_wins(
     assert set(stages.parts(cfg, identity_of(cfg), never)) == {"text", "autoencoder"}
 
 
+def test_a_stage_that_needs_itself_is_refused(
+    mini: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    cfg = mini("df_gan/tiny", "text=bilstm", "text._stage_=damsm/tiny", "text.overrides=[]")
+    with pytest.raises(ValueError, match="damsm/tiny needs itself trained first"):
+        run.train(cfg, tmp_path / "run")
+
+
 def test_two_jobs_train_a_shared_stage_once(mini_root: Path, tmp_path: Path) -> None:
     """Two processes at once; the second waits at the lock and finds the first one's work."""
     jobs = [

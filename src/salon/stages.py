@@ -66,10 +66,13 @@ def nodes(cfg: DictConfig) -> dict[str, DictConfig]:
     return {k: n for k, n in model.items() if isinstance(n, DictConfig) and STAGE in n}
 
 
-def names(cfg: DictConfig, identity: str) -> dict[str, str]:
-    """Which stages the model stands on: the folders' names, or the checkpoints given by hand."""
+def names(cfg: DictConfig, identity: str, above: tuple[str, ...] = ()) -> dict[str, str]:
+    """Which stages the model stands on: the folders' names, or the checkpoints given by hand.
+
+    `above` are the stages that stand on this one. Raises ValueError where one stands on itself.
+    """
     return {
-        key: str(node.checkpoint or place(cfg, node, identity)[1].name)
+        key: str(node.checkpoint or place(cfg, node, identity, above)[1].name)
         for key, node in nodes(cfg).items()
     }
 
@@ -83,8 +86,16 @@ def take(path: str | Path, name: str) -> Part:
     return Part(module, config)
 
 
-def place(cfg: DictConfig, node: DictConfig, identity: str) -> tuple[DictConfig, Path]:
+def place(
+    cfg: DictConfig, node: DictConfig, identity: str, above: tuple[str, ...] = ()
+) -> tuple[DictConfig, Path]:
     """A stage's own config, and the folder that belongs to it."""
+    if node[STAGE] in above:
+        chain = " -> ".join([*above, node[STAGE]])
+        raise ValueError(
+            f"the stage {node[STAGE]} needs itself trained first ({chain}); let one of them be "
+            "another one, such as text._stage_=damsm/bilstm_tiny, which has a tower of its own"
+        )
     stage = composed(cfg, node[STAGE], list(node.get("overrides") or []))
     told = {
         "model": to_plain(stage.model),
@@ -94,7 +105,7 @@ def place(cfg: DictConfig, node: DictConfig, identity: str) -> tuple[DictConfig,
         "data": [identity, stage.data.lanes, stage.data.window],
         "trainer": [stage.trainer[key] for key in NUMERICS],
     }
-    if below := names(stage, identity):  # stages that this stage stands on
+    if below := names(stage, identity, (*above, node[STAGE])):  # what this stage stands on
         told["stages"] = below
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
     return stage, Path(cfg.stages_dir) / f"{node[STAGE].replace('/', '-')}-{digest}"
