@@ -1,13 +1,17 @@
 """The text-conditional VAE: the baseline between GANs and diffusion.
 
 Kingma & Welling 2014; conditional: Sohn et al. 2015, "Learning Structured Output Representation
-using Deep Conditional Generative Models", with the prior p(z) = N(0, I) independent of the text.
+using Deep Conditional Generative Models", section 4.1, whose prior hears the condition too.
 
-    x (N, 3, H, W), pooled text -> encoder -> mean, logvar (N, Z)
+    x (N, 3, H, W), pooled text -> encoder -> q(z | x, text), mean and logvar (N, Z)
+    pooled text                 -> prior   -> p(z | text), mean and logvar (N, Z)
     z (N, Z), pooled text       -> decoder -> x^ (N, 3, H, W)
 
-    loss = sum over pixels |x - x^| / scale + beta KL: the negative ELBO of a Laplace likelihood of
-    that scale, for beta 1, up to a constant; logged per pixel
+    loss = sum over pixels |x - x^| / scale + beta KL(q || p): the negative ELBO of a Laplace
+    likelihood of that scale, for beta 1, up to a constant; logged per pixel
+
+With p(z) = N(0, I) instead, z says what the text says as well, for a few nats of the two thousand
+that a picture costs, and what is drawn from p(z) then contradicts the caption.
 
 N images, Z latent dimensions, E features of the condition, c channels of a level.
 """
@@ -23,7 +27,7 @@ from torch.nn import functional as F
 from salon.losses.kl import kl
 from salon.models.base import MakeOptimizer, Schedule, TextToImage
 from salon.nn.autoencoder import LOGVAR_MAX, LOGVAR_MIN, Moments, sample
-from salon.nn.blocks import Downsample, ResBlock, Upsample, group_norm
+from salon.nn.blocks import Downsample, ResBlock, Upsample, group_norm, zero_init
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
 
@@ -116,16 +120,27 @@ class CVAE(TextToImage):
         }  # fmt: skip
         self.told = nn.Sequential(nn.Linear(text.pooled_width, width), nn.SiLU())
         self.encoder = Encoder(**sizes)
-        # What sampling uses: the average of these three is what an EMA keeps.
+        # What sampling uses: the average of these four is what an EMA keeps.
         self.generator = nn.ModuleDict(
             {
                 "told": nn.Sequential(nn.Linear(text.pooled_width, width), nn.SiLU()),
+                # N(0, I) for every caption to begin with.
+                "prior": nn.Sequential(
+                    nn.Linear(text.pooled_width, width),
+                    nn.SiLU(),
+                    zero_init(nn.Linear(width, 2 * latent)),
+                ),
                 "mix": nn.Sequential(
                     nn.Linear(width + latent, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
                 ),
                 "decoder": Decoder(**sizes),
             }
         )
+
+    def prior(self, pooled: Tensor) -> Moments:
+        """p(z | text) of captions (N, D'), (N, Z) each."""
+        mean, logvar = self.generator["prior"](unit(pooled)).chunk(2, dim=1)
+        return Moments(mean, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX))
 
     def decode(self, z: Tensor, pooled: Tensor) -> Tensor:
         """z (N, Z) under a caption (N, D') to images (N, 3, H, W), not clamped."""
@@ -138,7 +153,7 @@ class CVAE(TextToImage):
         z = sample(moments, torch.randn_like(moments.mean))
         count, pixels = len(batch.images), batch.images[0].numel()
         error = (batch.images - self.decode(z, pooled)).abs().flatten(1).mean(1)
-        divergence = kl(moments) / pixels
+        divergence = kl(standardised(moments, self.prior(pooled))) / pixels
         loss = (error / self.scale + self.beta * divergence).mean()
         told = {"loss": loss, "l1": error.mean(), "kl_nats": divergence.mean() * pixels}
         for name, value in told.items():
@@ -163,4 +178,10 @@ class CVAE(TextToImage):
         return (self.latent,)
 
     def paint(self, z: Tensor, text: Text) -> Tensor:
-        return self.decode(z * self.temperature, text.pooled)
+        prior = self.prior(text.pooled)
+        return self.decode(sample(prior, z * self.temperature), text.pooled)
+
+
+def standardised(q: Moments, p: Moments) -> Moments:
+    """q in units of p: its divergence from N(0, I) is that of q from p."""
+    return Moments((q.mean - p.mean) * torch.exp(-0.5 * p.logvar), q.logvar - p.logvar)
