@@ -7,7 +7,7 @@ using Deep Conditional Generative Models", section 4.1, whose prior hears the co
     pooled text                 -> prior   -> p(z | text), mean and logvar (N, Z)
     z (N, Z), pooled text       -> decoder -> x^ (N, 3, H, W)
 
-    loss = sum over pixels |x - x^| / scale + beta KL(q || p): the negative ELBO of a Laplace
+    loss = sum over pixels (x - x^)^2 / (2 scale^2) + beta KL(q || p): the negative ELBO of a normal
     likelihood of that scale, for beta 1, up to a constant; logged per pixel
 
 With p(z) = N(0, I) instead, z says what the text says as well, for a few nats of the two thousand
@@ -98,7 +98,7 @@ class CVAE(TextToImage):
         width: int,  # E
         latent: int,  # Z
         beta: float,  # weight of the KL; 1 is the ELBO
-        scale: float,  # of the Laplace likelihood: how far a pixel may be off
+        scale: float,  # of the normal likelihood: how far a pixel may be off
         temperature: float,  # spread of z when sampling; 1 is the prior
         optimizer: MakeOptimizer,
         schedule: Schedule,
@@ -152,10 +152,10 @@ class CVAE(TextToImage):
         moments = self.encoder(batch.images, self.told(unit(pooled)))
         z = sample(moments, torch.randn_like(moments.mean))
         count, pixels = len(batch.images), batch.images[0].numel()
-        error = (batch.images - self.decode(z, pooled)).abs().flatten(1).mean(1)
+        error = (batch.images - self.decode(z, pooled)).square().flatten(1).mean(1)
         divergence = kl(standardised(moments, self.prior(pooled))) / pixels
-        loss = (error / self.scale + self.beta * divergence).mean()
-        told = {"loss": loss, "l1": error.mean(), "kl_nats": divergence.mean() * pixels}
+        loss = (error / (2 * self.scale**2) + self.beta * divergence).mean()
+        told = {"loss": loss, "mse": error.mean(), "kl_nats": divergence.mean() * pixels}
         for name, value in told.items():
             self.log(f"{split}/{name}", value, batch_size=count, sync_dist=split == "val")
         return loss
