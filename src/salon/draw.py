@@ -43,20 +43,20 @@ def draw(cfg: DictConfig) -> Path:
             f"{len(files)}; give one of them"
         )
     models = [load(file, cfg) for file in files]
-    made = [provenance(*pair, cfg) for pair in zip(models, files, strict=True)]
+    sources = [provenance(*pair, cfg) for pair in zip(models, files, strict=True)]
     out = Path(cfg.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out={cfg.out!r} cannot be written ({error}); name another") from error
 
+    model, made = models[0], sources[0]
     if len(models) > 1:
-        named = list(zip(models, made, strict=True))
-        rows = draw_comparison(named, prompts, seeds, out, batch_size=cfg.batch_size)
+        rows = draw_comparison(models, prompts, seeds, out, sources, batch_size=cfg.batch_size)
     elif journey is None:
-        rows = draw_each(models[0], prompts, seeds, out, made[0], batch_size=cfg.batch_size)
+        rows = draw_each(model, prompts, seeds, out, made, batch_size=cfg.batch_size)
     else:
-        rows = draw_journey(models[0], journey, out, made[0], batch_size=cfg.batch_size)
+        rows = draw_journey(model, journey, out, made, batch_size=cfg.batch_size)
     with (out / "samples.jsonl").open("w") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
     return out
@@ -72,8 +72,7 @@ def draw_each(
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """Every prompt with every seed: a PNG each, and all of them on `grid.png`."""
-    captions = [prompt for prompt in prompts for _ in seeds]
-    repeated = list(seeds) * len(prompts)
+    captions, repeated = crossed(prompts, seeds)
     rows: list[dict[str, Any]] = []
     drawn: list[torch.Tensor] = []
     pieces = sample_in_batches(model, captions, repeated, batch_size=batch_size)
@@ -93,19 +92,19 @@ def draw_each(
 
 
 def draw_comparison(
-    models: Sequence[tuple[TextToImage, dict[str, Any]]],  # and where each comes from
+    models: Sequence[TextToImage],
     prompts: Sequence[str],
     seeds: Sequence[int],
     out: Path,
+    sources: Sequence[dict[str, Any]],  # the provenance of each
     *,
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """A row for each model, a column for each prompt with each seed."""
-    captions = [prompt for prompt in prompts for _ in seeds]
-    repeated = list(seeds) * len(prompts)
+    captions, repeated = crossed(prompts, seeds)
     told: list[dict[str, Any]] = []
     rows: list[tuple[str, torch.Tensor]] = []
-    for model, made in track(models, "drawing"):
+    for model, made in zip(track(models, "drawing"), sources, strict=True):
         pieces = sample_in_batches(model, captions, repeated, batch_size=batch_size)
         rows.append((f"{made['model']} {run_name(made['checkpoint'])}", torch.cat(list(pieces))))
         told += [
@@ -113,18 +112,21 @@ def draw_comparison(
             for i, (c, s) in enumerate(zip(captions, repeated, strict=True))
         ]
     sheet = pictures.table(rows, captions)
-    made = {"models": json.dumps([made for _, made in models]), "seeds": json.dumps(repeated)}
-    pictures.save_png(sheet, out / COMPARISON, made)
+    inside = {"models": json.dumps(sources), "seeds": json.dumps(repeated)}
+    pictures.save_png(sheet, out / COMPARISON, inside)
     log.info("%d rows of %d pictures are %s", len(rows), len(captions), out / COMPARISON)
     return told
 
 
 def run_name(file: str) -> str:
     """The run's folder, of a checkpoint in it."""
-    path = Path(file)
-    return (
-        path.parts[-3] if path.parent.name == "checkpoints" and len(path.parts) > 2 else path.stem
-    )
+    folder, name = Path(file).parent, Path(file).stem
+    return (folder.parent.name if folder.name == "checkpoints" else "") or name
+
+
+def crossed(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:
+    """Every prompt with every seed: captions, and a seed for each."""
+    return [prompt for prompt in prompts for _ in seeds], list(seeds) * len(prompts)
 
 
 class Journey(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from salon.jury.protocol import JuryData, exhibits
+from salon.jury.protocol import Exhibits, JuryData, exhibits
 from salon.metrics import oracle
 
 
@@ -37,7 +37,7 @@ def readable(
     A blurred autoencoder caps whatever is built on it. None where the data set has no exact
     descriptions to read against.
     """
-    shown = exhibits(data, split if data.has(split) else "val", images)
+    shown = _shown(data, split, images)
     asked = [prompt.scene for prompt in shown.prompts]
     if any(scene is None for scene in asked):
         return None
@@ -49,14 +49,14 @@ def readable(
 
 def matching(*, module: Any, data: JuryData, split: str, images: int, minimum: float) -> Gate:
     """A DAMSM's R-precision: how often an image's own caption wins among 99 others."""
-    shown = exhibits(data, split if data.has(split) else "val", images)
+    shown = _shown(data, split, images)
     found = module.precision(shown.real, [prompt.caption for prompt in shown.prompts])
     return Gate("R-precision", float(found.precision), minimum)
 
 
 def retrieval(*, module: Any, data: JuryData, split: str, images: int, minimum: float) -> Gate:
     """A text tower's image-to-text R@1 among prompts that leave no attribute open."""
-    shown = exhibits(data, split if data.has(split) else "val", images)
+    shown = _shown(data, split, images)
     captions = [prompt.caption for prompt in shown.prompts]
     with torch.no_grad():
         pictures = torch.cat(
@@ -69,3 +69,8 @@ def retrieval(*, module: Any, data: JuryData, split: str, images: int, minimum: 
     right = [shown.prompts[i].scene or captions[i] for i in range(len(captions))]
     hits = sum(right[i] == right[j] for i, j in enumerate(best))
     return Gate("image-to-text R@1", hits / len(best), minimum)
+
+
+def _shown(data: JuryData, split: str, images: int) -> Exhibits:
+    """Of the validation split where the data set has no other."""
+    return exhibits(data, split if data.has(split) else "val", images)

@@ -61,8 +61,8 @@ class Adversarial(TextToImage, Generic[P]):
         if r1 is not None and any(isinstance(m, _BatchNorm) for m in discriminator.modules()):
             raise ValueError(
                 "model.r1 differentiates each image's logit by that image, and batch normalisation "
-                "makes it depend on all of them. Say "
-                "model.discriminator.norm=none, or model.r1=null"
+                "makes it depend on all of them. Say model.discriminator.norm=none, or "
+                "model.r1=null"
             )
         for network in (generator, discriminator):  # convolutions' own layout: faster on a CPU
             network.to(memory_format=torch.channels_last)

@@ -39,9 +39,9 @@ from salon.losses.kl import kl
 from salon.losses.pairs import WrongPairs, choose
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.autoencoder import Moments
-from salon.nn.blocks import Bottleneck, init_he
+from salon.nn.blocks import Bottleneck
 from salon.nn.conditioning import ConditioningAugmentation
-from salon.nn.tree import SIDE, SLOPE, Heads, Match, Trunk, doublings, resized, tiled
+from salon.nn.tree import SIDE, Heads, Judge, Match, doublings, resized, tiled
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
 
@@ -177,32 +177,20 @@ class StageTwo(nn.Module):
 # -- discriminators --------------------------------------------------------------------------------
 
 
-class StageOneCritic(nn.Module):
+class StageOneCritic(Judge):
     """Asks one question: is it real, and does it match?"""
 
-    def __init__(
-        self, *, channels: int, condition: int, resolution: int, norm: str = "batch"
-    ) -> None:
-        super().__init__()
-        self.trunk = Trunk(channels=channels, resolution=resolution, norm=norm)
-        self.heads = Match(self.trunk.width, condition, norm=norm)
+    questions = Match
+
+    def initialize(self) -> None:
         self.apply(init_normal)
-        if norm == "none":
-            init_he(self, SLOPE)
 
 
-class StageTwoCritic(nn.Module):
+class StageTwoCritic(StageOneCritic):
     """Asks that, and without the text: is it real?"""
 
-    def __init__(
-        self, *, channels: int, condition: int, resolution: int, norm: str = "batch"
-    ) -> None:
-        super().__init__()
-        self.trunk = Trunk(channels=channels, resolution=resolution, norm=norm)
-        self.heads = Heads(self.trunk.width, condition, norm=norm)
-        self.apply(init_normal)
-        if norm == "none":
-            init_he(self, SLOPE)
+    questions = Heads
+    heads: Heads
 
 
 def init_normal(part: nn.Module) -> None:
@@ -242,14 +230,14 @@ class Stage(Adversarial[Play]):
     """What the two stages share: everything but how they draw and which questions D answers."""
 
     generator: StageOne | StageTwo
-    discriminator: StageOneCritic | StageTwoCritic
+    discriminator: StageOneCritic
 
     def __init__(
         self,
         *,
         text: TextTower,  # frozen
         generator: StageOne | StageTwo,
-        discriminator: StageOneCritic | StageTwoCritic,
+        discriminator: StageOneCritic,
         resolution: int,
         pairs: str,  # a name in salon.losses.pairs
         kl_weight: float,  # of the mean over the condition's dimensions

@@ -156,7 +156,7 @@ class StackGANTree(Adversarial[Play]):
 
     def discriminator_loss(self, play: Play) -> Loss:
         mean = play.moments.mean.detach()  # (N, C)
-        total, scores, told = mean.new_zeros(()), mean.new_zeros(()), {}
+        total, scores = mean.new_zeros(()), mean.new_zeros(())
         images = self.watched(play.real)
         for critic, image in zip(self.critics, play.fakes, strict=True):
             joint, alone = critic.heads.joint, critic.heads.alone
@@ -171,8 +171,8 @@ class StackGANTree(Adversarial[Play]):
             total = total + tree_discriminator(
                 real, wrong, fake, real_alone, real_alone, alone(fake_map)
             )
-            # Of the last scale, which is what is drawn.
-            told = discerned(real=[real], wrong=[wrong], fake=[fake], pairs=play.pairs)
+        # Of the last scale, which is what is drawn.
+        told = discerned(real=[real], wrong=[wrong], fake=[fake], pairs=play.pairs)
         return self.smoothed(Loss(total, told), scores, images)
 
     def generator_loss(self, play: Play) -> Loss:

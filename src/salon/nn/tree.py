@@ -183,18 +183,32 @@ class Heads(Match):
         return self.alone_logit(h).flatten()  # (N)
 
 
-class Critic(nn.Module):
-    """The judge of one resolution, with both questions."""
+class Judge(nn.Module):
+    """Of one resolution: a trunk, and the questions about its map."""
+
+    questions: type[Match]
+    heads: Match
 
     def __init__(
         self, *, channels: int, condition: int, resolution: int, norm: str = "batch"
     ) -> None:
         super().__init__()
         self.trunk = Trunk(channels=channels, resolution=resolution, norm=norm)
-        self.heads = Heads(self.trunk.width, condition, norm=norm)
-        init_orthogonal(self)
+        self.heads = self.questions(self.trunk.width, condition, norm=norm)
+        self.initialize()
         if norm == "none":
             init_he(self, SLOPE)
+
+    def initialize(self) -> None:
+        """Where batch normalisation keeps the signal's size."""
+        init_orthogonal(self)
+
+
+class Critic(Judge):
+    """With both questions."""
+
+    questions = Heads
+    heads: Heads
 
 
 def tiled(h: Tensor, condition: Tensor) -> Tensor:
