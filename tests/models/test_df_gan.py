@@ -57,6 +57,7 @@ class OneHot(TextTower):
 
 
 HINGE = HingeMAGP(weight=2.0, power=6.0)
+JUDGE = {"head": 8, "gate": 0.0, "init": "pytorch"}
 R3 = Relativistic(gamma=GAMMA, wrong_weight=0.25)
 OFF = DiffAugment(color=False, translation=0.0, cutout=0.0)
 
@@ -76,7 +77,7 @@ def small(**changes: Any) -> Still:
     options: dict[str, Any] = {
         "text": OneHot(remember=10), "resolution": toy.SIDE,
         "generator": partial(Generator, latent=Z, channels=6, widest=12),
-        "discriminator": partial(Discriminator, channels=6, widest=12, head=8, patch=1),
+        "discriminator": partial(Discriminator, **JUDGE, channels=6, widest=12),
         "objective": HINGE, "penalty_every": 1, "pairs": "roll", "augment": OFF,
         "truncation": None, "temperature": 1.0, "schedule": lambda *_: 1.0,
         "optimizer": partial(ADAM, lr=LR_G), "discriminator_optimizer": partial(ADAM, lr=LR_D),
@@ -177,7 +178,7 @@ def test_an_up_block_in_the_papers_order() -> None:
 
 def test_a_down_block_in_the_papers_order() -> None:
     torch.manual_seed(0)
-    block, h = DownBlock(3, 5), torch.randn(2, 3, 8, 8)
+    block, h = DownBlock(3, 5, gate=0.0), torch.randn(2, 3, 8, 8)
     shortcut = F.avg_pool2d(block.skip(h), 2)
     torch.testing.assert_close(block(h), shortcut, msg="gamma starts at zero")
     block.gamma.data.fill_(0.7)
@@ -186,10 +187,12 @@ def test_a_down_block_in_the_papers_order() -> None:
     torch.testing.assert_close(block(h), shortcut + 0.7 * residual)
 
 
-@pytest.mark.parametrize("patch", [1, 2, 4])
-def test_the_discriminator_sees_every_pixel_whatever_its_patch(patch: int) -> None:
+@pytest.mark.parametrize("init", ["he", "pytorch"])
+def test_the_discriminator_sees_every_pixel(init: str) -> None:
     torch.manual_seed(0)
-    judge = Discriminator(text_width=E, resolution=32, channels=4, widest=8, head=8, patch=patch)
+    judge = Discriminator(
+        **{**JUDGE, "init": init}, text_width=E, resolution=32, channels=4, widest=8
+    )
     images = torch.randn(2, 3, 32, 32, requires_grad=True)
     logits = judge(images, torch.randn(2, E))
     assert logits.shape == (2,)
@@ -198,10 +201,39 @@ def test_the_discriminator_sees_every_pixel_whatever_its_patch(patch: int) -> No
     assert gradient[1].eq(0).all(), "no image looks at another"
 
 
-@pytest.mark.parametrize(("resolution", "patch"), [(48, 1), (4, 1), (8, 2), (33, 1)])
-def test_a_resolution_that_does_not_halve_to_4_is_refused(resolution: int, patch: int) -> None:
-    with pytest.raises(ValueError, match=rf"data\.resolution={resolution}.*times a power of two"):
-        level_count(resolution, patch=patch)
+def test_hes_law_keeps_the_size_of_a_signal_and_pytorchs_loses_it() -> None:
+    """What a residual branch says, next to what it is told, in the coarsest block of four."""
+    share = {}
+    for init in ("he", "pytorch"):
+        torch.manual_seed(0)
+        judge = Discriminator(
+            text_width=E, resolution=64, channels=32, widest=256, head=8, gate=1.0, init=init
+        )
+        h = torch.randn(4, 256, 8, 8)
+        share[init] = float(judge.features[-1].residual(h).std() / h.std())
+    assert 0.5 < share["he"] < 1.5
+    assert share["pytorch"] < 0.3
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_every_residual_branch_starts_behind_the_gate_that_is_asked_for(gate: float) -> None:
+    judge = Discriminator(
+        text_width=E, resolution=32, channels=4, widest=8, head=8, gate=gate, init="he"
+    )
+    assert [float(b.gamma) for b in judge.features if isinstance(b, DownBlock)] == [gate] * 3
+
+
+def test_an_unknown_law_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.discriminator\.init='xavier'.*'he' or 'pytorch'"):
+        Discriminator(
+            text_width=E, resolution=32, channels=4, widest=8, head=8, gate=0.0, init="xavier"
+        )
+
+
+@pytest.mark.parametrize("resolution", [48, 4, 33])
+def test_a_resolution_that_does_not_halve_to_4_is_refused(resolution: int) -> None:
+    with pytest.raises(ValueError, match=rf"data\.resolution={resolution}.*a.* power of two"):
+        level_count(resolution)
 
 
 # -- objectives ------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from salon.losses.pairs import WrongPairs, choose
 from salon.losses.penalties import full_precision, matching_aware, zero_centered
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.augment import DiffAugment
+from salon.nn.blocks import init_he
 from salon.text.base import TextTower, unit
 from salon.types import Batch, Text
 
@@ -119,7 +120,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent = latent
-        levels = level_count(resolution, patch=1)
+        levels = level_count(resolution)
         widths = [min(widest, channels * 2**i) for i in reversed(range(levels))]
         self.start = nn.Linear(latent, widths[0] * SIDE**2)
         self.blocks = nn.ModuleList(
@@ -140,16 +141,16 @@ class Generator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Halves the map; its residual branch starts at zero."""
+    """Halves the map; `gate` times its residual branch, to begin with, is added to the shortcut."""
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, *, gate: float) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             nn.Conv2d(c_in, c_out, 4, stride=2, padding=1, bias=False), nn.LeakyReLU(SLOPE),
             nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.LeakyReLU(SLOPE),
         )  # fmt: skip
         self.skip = nn.Conv2d(c_in, c_out, 1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.full((1,), float(gate)))
 
     def forward(self, h: Tensor) -> Tensor:
         residual = self.residual(h)  # (N, C, h / 2, w / 2)
@@ -169,19 +170,24 @@ class Discriminator(nn.Module):
         channels: int,  # of the finest level; twice as many at each coarser one
         widest: int,  # channels, at most
         head: int,  # channels of the head
-        patch: int,  # pixels that the first convolution takes as one, on each side; 1 in the paper
+        gate: float,  # of the residual branches to begin with; 0 in the published code
+        init: str,  # "he", or "pytorch" as in the published code
     ) -> None:
+        if init not in ("he", "pytorch"):
+            raise ValueError(f"model.discriminator.init={init!r}; expected 'he' or 'pytorch'")
         super().__init__()
-        levels = level_count(resolution, patch=patch)
+        levels = level_count(resolution)
         widths = [min(widest, channels * 2**i) for i in range(levels + 1)]
-        stem = nn.Conv2d(3 * patch**2, widths[0], 3, padding=1)
-        downs = [DownBlock(c_in, c_out) for c_in, c_out in pairwise(widths)]
-        self.features = nn.Sequential(nn.PixelUnshuffle(patch), stem, *downs)  # -> (N, C, 4, 4)
+        stem = nn.Conv2d(3, widths[0], 3, padding=1)
+        downs = [DownBlock(c_in, c_out, gate=gate) for c_in, c_out in pairwise(widths)]
+        self.features = nn.Sequential(stem, *downs)  # -> (N, C, 4, 4)
         self.head = nn.Sequential(
             nn.Conv2d(widths[-1] + text_width, head, 3, padding=1, bias=False),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(head, 1, SIDE, bias=False),
         )
+        if init == "he":
+            init_he(self, SLOPE)
 
     def match(self, h: Tensor, e: Tensor) -> Tensor:
         """Features (N, C, 4, 4) under texts (N, E) to logits (N,)."""
@@ -192,14 +198,13 @@ class Discriminator(nn.Module):
         return self.match(self.features(images), e)
 
 
-def level_count(resolution: int, *, patch: int) -> int:
+def level_count(resolution: int) -> int:
     """Halvings from the resolution to the 4 x 4 map."""
-    levels = round(math.log2(resolution / (SIDE * patch)))
-    if levels < 1 or SIDE * patch * 2**levels != resolution:
+    levels = round(math.log2(resolution / SIDE))
+    if levels < 1 or SIDE * 2**levels != resolution:
         raise ValueError(
-            f"data.resolution={resolution}: DF-GAN doubles a map of {SIDE} x {SIDE}, and its "
-            f"discriminator takes {patch} x {patch} pixels as one; set data.resolution to "
-            f"{SIDE * patch} times a power of two, such as {SIDE * patch * 8}"
+            f"data.resolution={resolution}: DF-GAN doubles a map of {SIDE} x {SIDE}; set "
+            "data.resolution to 8, 16, 32 or another power of two"
         )
     return levels
 
