@@ -62,6 +62,9 @@ class ToyGAN(Adversarial[Play]):
         torch.manual_seed(0)
         words = len(toy.CAPTIONS)
         super().__init__(
+            text=OneHot(remember=10),
+            resolution=toy.SIDE,
+            pairs="strict",
             generator=nn.Sequential(nn.Linear(Z + words, 16), nn.Tanh(), nn.Linear(16, P)),
             discriminator=nn.Sequential(nn.Linear(P + words, 16), middle(), nn.Linear(16, 1)),
             optimizer=partial(torch.optim.Adam, lr=lr, betas=(0.5, 0.999)),
@@ -70,8 +73,6 @@ class ToyGAN(Adversarial[Play]):
             temperature=1.0,
             r1=r1,
         )
-        self.text, self.resolution = OneHot(remember=10), toy.SIDE
-        self.keep_frozen(self.text)
         self.seed, self.fail_at = SEED, fail_at
         self.recipe = {"version": 1, "model": {}, "run": {}}
 

@@ -67,7 +67,9 @@ def train(**options: Any) -> Keyed:
     model = Keyed(
         text=toy.clip(), resolution=toy.SIDE,
         generator=partial(Generator, latent=3, channels=6, widest=12),
-        discriminator=partial(Discriminator, channels=6, widest=12, head=8, patch=1),
+        discriminator=partial(
+            Discriminator, channels=6, widest=12, head=8, gate=0.0, init="pytorch"
+        ),
         objective=HingeMAGP(weight=2.0, power=6.0), penalty_every=1, pairs="roll",
         augment=DiffAugment(color=False, translation=0.0, cutout=0.0),
         truncation=None, temperature=1.0, schedule=lambda *_: 1.0,

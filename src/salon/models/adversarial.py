@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from salon.losses.pairs import WrongPairs
+from salon.losses.pairs import WrongPairs, choose
 from salon.losses.penalties import LazyR1, full_precision
 from salon.models.base import MakeOptimizer, Schedule, TextToImage
+from salon.text.base import TextTower
 from salon.types import Batch, Text
 
 P = TypeVar("P")
@@ -47,6 +48,9 @@ class Adversarial(TextToImage, Generic[P]):
     def __init__(
         self,
         *,
+        text: TextTower,  # frozen
+        resolution: int,  # of what is drawn
+        pairs: str,  # how wrong captions are chosen: a name in salon.losses.pairs
         generator: nn.Module,
         discriminator: nn.Module,  # a ModuleList where there are several
         optimizer: MakeOptimizer,  # the generator's
@@ -57,6 +61,8 @@ class Adversarial(TextToImage, Generic[P]):
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule)
         self.automatic_optimization = False
+        self.text, self.resolution, self.wrong_pairs = text, resolution, choose(pairs)
+        self.keep_frozen(text)
         self.generator, self.discriminator, self.r1 = generator, discriminator, r1
         if r1 is not None and any(isinstance(m, _BatchNorm) for m in discriminator.modules()):
             raise ValueError(

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from salon.losses.adversarial import joint_discriminator, non_saturating
 from salon.losses.damsm import damsm, twins
 from salon.losses.kl import kl
-from salon.losses.pairs import WrongPairs, choose
+from salon.losses.pairs import WrongPairs
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.autoencoder import Moments
 from salon.nn.conditioning import ConditioningAugmentation
@@ -137,10 +137,9 @@ class AttnGAN(Adversarial[Play]):
         discriminator: Callable[..., Critic],  # given condition, resolution
         resolution: int,
         scales: int,  # resolutions that are painted, each twice the one before
-        pairs: str,  # how wrong captions are chosen: a name in salon.losses.pairs
         damsm_weight: float,  # lambda
         kl_weight: float,  # of the KL per dimension of the condition
-        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature, r1
+        **adversarial: Any,  # pairs, optimizer, discriminator_optimizer, schedule, temperature, r1
     ) -> None:
         if resolution % 2 ** (scales - 1):
             raise ValueError(
@@ -149,6 +148,8 @@ class AttnGAN(Adversarial[Play]):
             )
         widths = {"width": text.width, "pooled_width": text.pooled_width}
         super().__init__(
+            text=text,
+            resolution=resolution,
             generator=generator(**widths, resolution=resolution, scales=scales),
             discriminator=nn.ModuleList(
                 discriminator(condition=text.pooled_width, resolution=resolution // 2**i)
@@ -156,11 +157,9 @@ class AttnGAN(Adversarial[Play]):
             ),
             **adversarial,
         )
-        self.text, self.resolution = text, resolution
         self.damsm = damsm if isinstance(damsm, Matcher) else damsm(**widths)
         self._check_space()
-        self.keep_frozen(self.text, self.damsm)
-        self.pairs = choose(pairs)
+        self.keep_frozen(self.damsm)
         self.damsm_weight, self.kl_weight = damsm_weight, kl_weight
 
     def _check_space(self) -> None:
@@ -177,7 +176,7 @@ class AttnGAN(Adversarial[Play]):
         text = self.text(batch.captions)
         noise = torch.randn(len(batch.images), *self.latent_shape, device=self.device)
         painted = self.generator(noise, text)
-        wrong = self.pairs(batch.captions)
+        wrong = self.wrong_pairs(batch.captions)
         same = twins(batch.captions, self.device)
         return Play(text, unit(text.pooled), batch.images, painted, wrong, same)
 

@@ -35,7 +35,7 @@ from salon.losses.adversarial import (
     relativistic_discriminator,
     relativistic_generator,
 )
-from salon.losses.pairs import WrongPairs, choose
+from salon.losses.pairs import WrongPairs
 from salon.losses.penalties import full_precision, matching_aware, zero_centered
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.augment import DiffAugment
@@ -316,10 +316,9 @@ class DFGAN(Adversarial[Play]):
         discriminator: Callable[..., Discriminator],  # given text_width, resolution
         objective: Objective,
         penalty_every: int,  # batches; the penalty weighs as much more (lazy regularisation)
-        pairs: str,  # a name in salon.losses.pairs
         augment: DiffAugment,  # of all that D sees in training
         truncation: float | None,
-        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature; no r1
+        **adversarial: Any,  # pairs, optimizer, discriminator_optimizer, schedule, temperature
     ) -> None:
         if penalty_every < 1:
             raise ValueError(
@@ -327,15 +326,13 @@ class DFGAN(Adversarial[Play]):
             )
         sizes = {"text_width": text.pooled_width, "resolution": resolution}
         super().__init__(
+            text=text, resolution=resolution,
             generator=generator(**sizes), discriminator=discriminator(**sizes),
             r1=None,  # the objective brings its own penalty
             **adversarial,
         )  # fmt: skip
         self.set_sampling(truncation=truncation)
-        self.text, self.resolution = text, resolution
-        self.keep_frozen(text)
-        self.objective, self.penalty_every = objective, penalty_every
-        self.pair, self.augment = choose(pairs), augment
+        self.objective, self.penalty_every, self.augment = objective, penalty_every, augment
 
     # -- the play ------------------------------------------------------------------------------
 
@@ -347,7 +344,7 @@ class DFGAN(Adversarial[Play]):
     def play(self, batch: Batch, z: Tensor) -> Play:
         texts = unit(self.text(batch.captions).pooled.float())
         fakes = self.generator(z, texts).float()
-        return Play(batch.images, texts, self.pair(batch.captions), fakes)
+        return Play(batch.images, texts, self.wrong_pairs(batch.captions), fakes)
 
     def discriminator_loss(self, play: Play) -> Loss:
         due = self.batches_seen % self.penalty_every == 0

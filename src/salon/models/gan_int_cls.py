@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from salon.losses.adversarial import cls_discriminator, non_saturating
-from salon.losses.pairs import WrongPairs, choose
+from salon.losses.pairs import WrongPairs
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.blocks import Bottleneck, conv_norm, init_he
 from salon.text.base import TextTower, unit
@@ -163,30 +163,27 @@ class GANIntCLS(Adversarial[Play]):
         discriminator: Callable[..., Discriminator],  # given the same
         augment: Callable[[Tensor], Tensor],  # of all that D is shown in training
         resolution: int,
-        pairs: str,  # a name in salon.losses.pairs
         wrong_weight: float,  # w, the wrong pairs' share of what is not right; 0 = GAN-INT
         interpolation: float | None,  # w_int of the midpoints; None = no midpoints: GAN-CLS
-        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature, r1
+        **adversarial: Any,  # pairs, optimizer, discriminator_optimizer, schedule, temperature, r1
     ) -> None:
         if not 0 <= wrong_weight <= 1:
             raise ValueError(f"model.wrong_weight={wrong_weight}; expected a share from 0 to 1")
         sizes = {"text_width": text.pooled_width, "resolution": resolution}
         painter = generator(**sizes)
         super().__init__(
-            generator=painter,
-            discriminator=discriminator(**sizes),
+            text=text, resolution=resolution,
+            generator=painter, discriminator=discriminator(**sizes),
             **adversarial,
-        )
-        self.text, self.resolution, self.latent = text, resolution, painter.latent
-        self.keep_frozen(text)
-        self.augment, self.find_wrong = augment, choose(pairs)
+        )  # fmt: skip
+        self.augment, self.latent = augment, painter.latent
         self.wrong_weight, self.interpolation = wrong_weight, interpolation
 
     # -- the play -----------------------------------------------------------------------------
 
     def prepare(self, batch: Batch) -> Play:
         text = unit(self.text(batch.captions).pooled)  # (N, T)
-        return Play(batch.images, text, self.find_wrong(batch.captions))
+        return Play(batch.images, text, self.wrong_pairs(batch.captions))
 
     def invent(self, text: Tensor) -> Tensor:
         """Images (N, 3, H, W) of texts (N, T), from noise of their own."""

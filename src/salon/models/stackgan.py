@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from salon.losses.adversarial import cls_discriminator, joint_discriminator, non_saturating
 from salon.losses.kl import kl
-from salon.losses.pairs import WrongPairs, choose
+from salon.losses.pairs import WrongPairs
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.autoencoder import Moments
 from salon.nn.blocks import Bottleneck
@@ -235,18 +235,13 @@ class Stage(Adversarial[Play]):
     def __init__(
         self,
         *,
-        text: TextTower,  # frozen
-        generator: StageOne | StageTwo,
-        discriminator: StageOneCritic,
-        resolution: int,
-        pairs: str,  # a name in salon.losses.pairs
         kl_weight: float,  # of the mean over the condition's dimensions
-        **adversarial: Any,  # optimizer, discriminator_optimizer, schedule, temperature, r1
+        # text, resolution, generator, discriminator, pairs, optimizer, discriminator_optimizer,
+        # schedule, temperature, r1
+        **adversarial: Any,
     ) -> None:
-        super().__init__(generator=generator, discriminator=discriminator, **adversarial)
-        self.text, self.resolution = text, resolution
-        self.keep_frozen(text)
-        self.wrong_pairs, self.kl_weight = choose(pairs), kl_weight
+        super().__init__(**adversarial)
+        self.kl_weight = kl_weight
 
     @abstractmethod
     def draw(self, noise: Tensor, pooled: Tensor) -> Painted:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from salon.losses.adversarial import non_saturating, tree_discriminator
 from salon.losses.kl import kl
-from salon.losses.pairs import WrongPairs, choose
+from salon.losses.pairs import WrongPairs
 from salon.models.adversarial import Adversarial, Loss, discerned
 from salon.nn.autoencoder import Moments
 from salon.nn.conditioning import ConditioningAugmentation
@@ -129,19 +129,18 @@ class StackGANTree(Adversarial[Play]):
         generator: Callable[..., Generator],  # given text_width, resolution
         discriminator: Callable[..., Critic],  # of one scale; given condition, resolution
         resolution: int,
-        pairs: str,  # a name in salon.losses.pairs
         kl_weight: float,  # of the mean over the condition's dimensions
-        # optimizer, discriminator_optimizer (one for all judges), schedule, temperature, r1
+        # pairs, optimizer, discriminator_optimizer (one for all judges), schedule, temperature, r1
         **adversarial: Any,
     ) -> None:
         tree = generator(text_width=text.pooled_width, resolution=resolution)
         critics = nn.ModuleList(
             discriminator(condition=tree.condition, resolution=side) for side in tree.resolutions
         )
-        super().__init__(generator=tree, discriminator=critics, **adversarial)
-        self.text, self.resolution = text, resolution
-        self.keep_frozen(text)
-        self.wrong_pairs, self.kl_weight = choose(pairs), kl_weight
+        super().__init__(
+            text=text, resolution=resolution, generator=tree, discriminator=critics, **adversarial
+        )
+        self.kl_weight = kl_weight
 
     @property
     def critics(self) -> list[Critic]:
