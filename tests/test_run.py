@@ -422,7 +422,7 @@ def test_a_hostile_checkpoint_calls_nothing(finished: Path, tmp_path: Path) -> N
         ),
         ("optimizer", {"_target_": "salon.run.train", "cfg": {}}, "is not on the list"),
         ("text", {"_target_": "salon.text.tokens.SimpleTokenizer"}, "is not on the list"),
-        ("resolution", "${oc.create:{_target_: os.mkdir, path: " + owned + "}}", "resolution"),
+        ("resolution", "${oc.create:{_target_: os.mkdir, path: " + owned + "}}", "arguments"),
     ):
         contents = torch.load(finished / LAST, weights_only=True)
         contents["salon"]["model"][key] = value
