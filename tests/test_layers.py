@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "salon": set(),
 }
 # Doors join everything, and nothing imports them.
-DOORS = {"salon.jury.evaluate", "salon.jury.__main__"}
+DOORS = {"salon.jury.evaluate", "salon.jury.__main__", "salon.data.__main__"}
 THIRD_PARTIES: dict[str, set[str]] = {
     "hydra": {"stages", "run"},
     "omegaconf": {"config", "stages", "run", "draw"},

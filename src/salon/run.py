@@ -173,6 +173,7 @@ def remake_model(cfg: DictConfig, file: Path, identity: str) -> Trainee:
 def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     places: dict[str, dict[str, Any]] = {
         "samples": {"folder": folder / "samples"},
+        "drops": {"folder": folder},
         "quality": {"distance": build(cfg.metrics, "metrics")},
     }
     made = [

@@ -17,6 +17,7 @@ class Batch(NamedTuple):
     images: Tensor  # (N, 3, H, W) float32 in [-1, 1]
     captions: list[str]  # N
     keys: list[str]  # N, the samples' names in their shards
+    trace: Any = None  # of `salon.data`, which takes it off before a model sees the batch
 
 
 class Text(NamedTuple):

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-from salon.data.module import ShapesData, ShardData
+from reading import READING
+from salon.data.module import ShapesData, ShardData, to_plain
+from salon.data.tally import Patience
 from tars import encode, folder_of, good, noise, write_shard
 
 STREAM = {
     "batch_size": 4, "val_samples": 20, "seed": 0, "lanes": 4, "window": 5, "workers": 0,
-    "max_pixels": 10**6,
+    **READING,
 }  # fmt: skip
 
 
-def data(
-    train: Any, *, rank: int = 0, ranks: int = 1, batches: int = 0, **changes: Any
-) -> ShardData:
-    """The module as a Trainer would hold it after so many batches."""
+def data(train: Any, *, rank: int = 0, ranks: int = 1, **changes: Any) -> ShardData:
+    """The module as a Trainer would hold it."""
     settings = {"val": train, "test": None, "heldout": None, "resolution": 8, **STREAM, **changes}
     module = ShardData(train=train, **settings)
-    progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
+    progress = SimpleNamespace(total=SimpleNamespace(processed=0))
     module.trainer = SimpleNamespace(
         world_size=ranks,
         global_rank=rank,
@@ -63,33 +63,86 @@ def test_without_a_trainer_it_is_a_single_rank(folder: str) -> None:
     assert keys(module.train_dataloader(), 4) == whole
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_resumed_run_goes_on_where_it_stopped(folder: str, ranks: int) -> None:
-    for rank in range(ranks):
-        whole = keys(data(folder, rank=rank, ranks=ranks).train_dataloader(), 11)
-        state = data(folder, rank=rank, ranks=ranks, batches=5).state_dict()
-        state = json.loads(json.dumps(state))  # it is plain: a safe checkpoint can hold it
-        resumed = data(folder, rank=rank, ranks=ranks)
-        resumed.load_state_dict(state)
-        assert keys(resumed.train_dataloader(), 6) == whole[5:]
+def train(module: ShardData, batches: int, extra: int = 0) -> list[list[str]]:
+    """What a Trainer does: takes so many batches, and has fetched `extra` more."""
+    loader = iter(module.train_dataloader())
+    fetched = [next(loader) for _ in range(batches + extra)]
+    used = [module.on_before_batch_transfer(batch, 0) for batch in fetched[:batches]]
+    assert all(batch.trace is None for batch in used), "a model sees images, captions, keys"
+    module.trainer.fit_loop.epoch_loop.batch_progress.total.processed += batches
+    return [batch.keys for batch in used]
+
+
+def going_on(module: ShardData, state: dict[str, Any]) -> ShardData:
+    """As a Trainer does, whose own count is restored too."""
+    module.load_state_dict(state)
+    module.trainer.fit_loop.epoch_loop.batch_progress.total.processed = state["batches"]
+    return module
+
+
+def saved(module: ShardData) -> dict[str, Any]:
+    return json.loads(json.dumps(module.state_dict()))  # plain: a safe checkpoint can hold it
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_goes_on_where_it_stopped(folder: str, extra: int, workers: int) -> None:
+    """However many batches had been fetched and not used."""
+    whole = train(data(folder), 11)
+    first = data(folder, workers=workers)
+    assert train(first, 5, extra) == whole[:5]
+    resumed = going_on(data(folder, workers=2 - workers), saved(first))
+    assert train(resumed, 3) == whole[5:8]
+    again = going_on(data(folder), saved(resumed))
+    assert train(again, 3) == whole[8:], "and after a second time"
+
+
+def test_a_batch_that_was_not_finished_comes_again(folder: str) -> None:
+    """The run is stopped within a training step."""
+    module = data(folder)
+    train(module, 4)
+    fifth = next(itertools.islice(iter(data(folder).train_dataloader()), 4, None))
+    module.on_before_batch_transfer(fifth, 0)
+    resumed = going_on(data(folder), saved(module))
+    assert train(resumed, 1) == [fifth.keys]
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_sequence(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(data(folder), 16)
+    ranks = [data(folder, rank=r, ranks=2) for r in range(2)]
+    parts = [train(rank, 4) for rank in ranks]
+    assert [part[i] for i in range(4) for part in parts] == whole[:8]
+    told: list[Any] = []  # what each rank gathers from all
+
+    def gather(into: list[Any], mine: Any) -> None:
+        into[:] = told
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    for rank in ranks:
+        rank.settle()
+    told += [({lane: to_plain(c) for lane, c in r._cursors.items()}, r.tally) for r in ranks]
+    states = [saved(rank) for rank in ranks]
+    assert states[0] == states[1], "every rank saves the same"
+    assert len(json.dumps(states[0]["cursors"])) < 200
+    resumed = going_on(data(folder), states[1])
+    assert train(resumed, 8) == whole[8:]
+    assert saved(resumed)["report"]["used"] == 16 * 4
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 8}, {"ranks": 2}, {"seed": 1}, {"lanes": 2}, {"window": 6}, {"resolution": 16}],
+    [{"batch_size": 8}, {"seed": 1}, {"lanes": 2}, {"window": 6}, {"resolution": 16},
+     {"crop": "random"}],
     ids=lambda change: next(iter(change)),
-)
+)  # fmt: skip
 def test_another_sequence_cannot_be_resumed(folder: str, change: dict[str, int]) -> None:
-    state = data(folder, batches=5).state_dict()
-    name = next(iter(change)).replace("resolution", "identity")
+    module = data(folder)
+    train(module, 2)
+    name = next(iter(change)).replace("resolution", "identity").replace("crop", "identity")
     with pytest.raises(ValueError, match=rf"resume: the run was trained with {name}="):
-        data(folder, **change).load_state_dict(state)
-
-
-def test_the_number_of_workers_may_change_on_resuming(folder: str) -> None:
-    resumed = data(folder, workers=2)
-    resumed.load_state_dict(data(folder, batches=3).state_dict())
-    assert keys(resumed.train_dataloader(), 4) == keys(data(folder).train_dataloader(), 7)[3:]
+        data(folder, **change).load_state_dict(saved(module))
 
 
 @pytest.mark.parametrize(
@@ -142,9 +195,77 @@ def test_shards_are_counted_no_further_than_needed(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_into = []
-    monkeypatch.setattr("salon.data.shards.count", lambda s: looked_into.append(s) or 8)
+    monkeypatch.setattr(ShardData, "_count", lambda *told: looked_into.append(told) or 8)
     data(folder, val_samples=8).val_dataloader()
     assert len(looked_into) == 1
+
+
+def test_the_stats_are_trusted_unless_a_filter_changes_what_they_say(tmp_path: Path) -> None:
+    shards = folder_of(tmp_path / "one", shards=1, each=8)
+    (shards / "00000_stats.json").write_text('{"successes": 6}')
+    assert len(data(str(shards), batch_size=1).val_dataloader()) == 6
+    filters = [{"name": "late", "field": "key", "none_of": ["00000"], "missing": "drop"}]
+    assert len(data(str(shards), batch_size=1, filters=filters).val_dataloader()) == 7
+
+
+# -- what was left out -------------------------------------------------------------------------
+
+
+def dirty(folder: Path, bad: int) -> str:
+    samples = [good(i) for i in range(20)]
+    samples += [(f"bad{i}", {"png": b"", "txt": b"x"}) for i in range(bad)]
+    write_shard(folder / "00000.tar", samples)
+    return str(folder)
+
+
+def test_what_was_left_out_is_counted_as_it_is_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = data(dirty(tmp_path, bad=4), lanes=1, window=24)
+    with caplog.at_level(logging.WARNING):
+        train(module, 10, extra=5)
+        report = saved(module)["report"]
+    assert report["used"] == 40
+    assert 4 <= report["bad"] <= 8, "two passes, no more"
+    assert len(caplog.messages) == 1, "one warning of a kind"
+    assert "image_empty" in caplog.messages[0]
+    resumed = going_on(data(dirty(tmp_path, bad=4), lanes=1, window=24), saved(module))
+    train(resumed, 5)
+    whole = data(dirty(tmp_path, bad=4), lanes=1, window=24)
+    train(whole, 15)
+    assert saved(resumed)["report"]["bad"] == saved(whole)["report"]["bad"]
+
+
+def test_too_many_bad_samples_end_the_run_with_the_reasons(tmp_path: Path) -> None:
+    errors = Patience(max_bad_fraction=0.2, min_seen=20, max_consecutive=50)
+    module = data(dirty(tmp_path, bad=10), lanes=1, window=30, errors=errors)
+    with pytest.raises(ValueError, match=r"samples are bad.*max_bad_fraction=0\.2.*image_empty"):
+        train(module, 30)
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"a": {"shards": "{}", "weight": 0}},
+        {"a": {"shards": "{}"}},
+        {"a": {"shards": "{}", "weight": 1, "wieght": 1}},
+    ],
+)
+def test_a_source_needs_shards_and_a_weight(folder: str, sources: Any) -> None:
+    with pytest.raises(ValueError, match=r"data\.train\.a=.*expected \{shards: FOLDER, weight: W"):
+        data(sources).shards("train")
+
+
+def test_several_sources_are_named_and_mixed(folder: str, tmp_path: Path) -> None:
+    other = folder_of(tmp_path / "other", shards=1, each=8)
+    sources = {"a": {"shards": folder, "weight": 1}, "b": {"shards": str(other), "weight": 3}}
+    module = data(sources, val_samples=4)
+    assert len(module.shards("train")) == 7
+    train(module, 50)
+    used = {name: told["used"] for name, told in saved(module)["report"]["sources"].items()}
+    assert sum(used.values()) == 200
+    assert 130 < used["b"] < 170
+    assert module.identity != data(folder).identity
 
 
 # -- which data --------------------------------------------------------------------------------
@@ -197,17 +318,18 @@ def test_captions_and_prompts_read_no_picture(tmp_path: Path, caplog: Any) -> No
     asked = {"background": "white"}
     told = json.dumps({"prompt": {"caption": "drawn", "asked": asked}}).encode()
     caption = b"\xef\xbb\xbf  said \n"  # with a byte order mark
+    unread = {"png": b"not read"}
     write_shard(
         tmp_path / "00000.tar",
         [
-            ("a", {"png": b"not read", "txt": caption, "json": told}),
-            ("b", {"txt": "caf\u00e9".encode(), "json": b'{"prompt": null}'}),
-            ("c", {"txt": b"\xff\xfe"}),
-            ("d", {"txt": b"list", "json": b"[1, 2]"}),
-            ("e", {"txt": b"broken", "json": b"{"}),
-            ("f", {"txt": b"deep", "json": b"[" * 200_000}),
-            ("g", {"png": b"alone"}),
-            ("h", {"txt": b"last"}),
+            ("a", {**unread, "txt": caption, "json": told}),
+            ("b", {**unread, "txt": "caf\u00e9".encode(), "json": b'{"prompt": null}'}),
+            ("c", {**unread, "txt": b"\xff\xfe"}),
+            ("d", {**unread, "txt": b"list", "json": b"[1, 2]"}),
+            ("e", {**unread, "txt": b"broken", "json": b"{"}),
+            ("f", {**unread, "txt": b"deep", "json": b"[" * 200_000}),
+            ("g", unread),
+            ("h", {**unread, "txt": b"last"}),
         ],
     )
     module = data(str(tmp_path))
@@ -215,7 +337,7 @@ def test_captions_and_prompts_read_no_picture(tmp_path: Path, caplog: Any) -> No
     with caplog.at_level(logging.WARNING):
         assert list(module.captions("train", 99)) == texts
     assert [message.partition(": ")[0] for message in caplog.messages] == [
-        f"skipped a bad sample, {tmp_path}/00000.tar:{key}" for key in "cg"
+        f"left out {tmp_path}/00000.tar:{key}" for key in "cg"
     ]
     assert list(module.captions("train", 3)) == texts[:3]
     prompts = module.prompts("train", 99)

@@ -18,6 +18,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
+from reading import READING
 from salon.data import shapes
 from salon.data.module import ShapesData
 from salon.data.shapes import ShapesSettings, prepare
@@ -31,7 +32,7 @@ SETTINGS = ShapesSettings(
 SMALL = SETTINGS._replace(resolution=8, samples=dict.fromkeys(COUNTS, 2))
 STREAM = {
     "batch_size": 2, "val_samples": 4, "seed": 0, "lanes": 1, "window": 4, "workers": 0,
-    "max_pixels": 10**6,
+    **READING,
 }  # fmt: skip
 
 
@@ -141,7 +142,10 @@ def test_nothing_else_is_part_of_the_identity(tmp_path: Path) -> None:
             pairs=0.5, resolution=32, **STREAM | changes,
         )  # fmt: skip
 
-    others = [data("there"), *(data(**{name: value + 1}) for name, value in STREAM.items())]
+    others = [
+        data("there"),
+        *(data(**{name: STREAM[name] + 1}) for name in set(STREAM) - set(READING)),
+    ]
     assert {other.identity for other in others} == {data().identity} == {SETTINGS.identity}
     assert not list(tmp_path.iterdir()), "telling the identity renders nothing"
 

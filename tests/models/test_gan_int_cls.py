@@ -358,7 +358,7 @@ def by_hand(model: GANIntCLS, batches: list[Batch]) -> None:
     images once more to see the wrong ones."""
     g, d = model.generator, model.discriminator
     g_adam, d_adam = ADAM(g.parameters()), ADAM(d.parameters())
-    for tick, (images, captions, _) in enumerate(batches):
+    for tick, (images, captions, *_) in enumerate(batches):
         torch.manual_seed(chance(0, tick, 0))
         t = unit(model.text(captions).pooled)
         n = len(t)

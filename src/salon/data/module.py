@@ -6,35 +6,47 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from salon.data import shapes
-from salon.data.shards import (
-    BadSample,
-    Encoded,
+from salon.data import metadata, shapes
+from salon.data.access import Access
+from salon.data.captions import CaptionRules
+from salon.data.image import ImageRules
+from salon.data.openers import expand, opened, size_of
+from salon.data.reader import Candidate, Reader
+from salon.data.reasons import FILTERED, Bad
+from salon.data.stream import (
+    Cursor,
     FixedSplit,
-    Reader,
+    LaneCursor,
+    Place,
+    Source,
+    Trace,
     TrainStream,
-    caption_of,
-    count_up_to,
-    encoded,
-    expand,
+    in_order,
 )
+from salon.data.tally import Drop, Patience, Tally
+from salon.data.tar import Limits
 from salon.types import Batch, Prompt
 
 log = logging.getLogger(__name__)
 
+Patterns = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
+
 
 class ShardData(LightningDataModule):
-    """Any folder of LAION-style shards.
+    """Any LAION-style shards.
 
-    `train` and `val` are needed; `test` and other splits are None where the data set has none.
+    A split is a folder, a glob, a brace list, a URL, a list of those, or several sources to mix:
+    {NAME: {shards: ..., weight: ...}, ...}. `train` and `val` are needed; `test` and other splits
+    are None where the data set has none.
 
     Raises ValueError where a split names no shard, is smaller than one batch for every rank, or
     has fewer shards than ranks x workers.
@@ -43,78 +55,117 @@ class ShardData(LightningDataModule):
     def __init__(
         self,
         *,
-        train: str | Sequence[str],
-        val: str | Sequence[str],
-        test: str | Sequence[str] | None,
-        heldout: str | Sequence[str] | None,
+        train: Patterns,
+        val: Patterns,
+        test: Patterns | None,
+        heldout: Patterns | None,
         resolution: int,
+        crop: str,  # "center" or "random"
         batch_size: int,  # for each rank
         val_samples: int,  # at most; whole batches are taken
         seed: int,
         lanes: int,  # the sequence depends on it; ranks x workers must divide it
         window: int,
         workers: int,
-        max_pixels: int,
+        image: ImageRules,
+        caption: CaptionRules,
+        filters: Sequence[Mapping[str, Any]],  # as salon.data.metadata.make_rules takes them
+        limits: Limits,
+        access: Access,
+        errors: Patience,
+        start_method: str | None,  # of workers: "fork", "spawn", "forkserver"; None = the system's
     ) -> None:
+        if crop not in ("center", "random"):
+            raise ValueError(f"data.crop={crop!r}; expected 'center' or 'random'")
         super().__init__()
         self.patterns = {"train": train, "val": val, "test": test, "heldout": heldout}
-        self.reader = Reader(resolution, max_pixels)
+        rules = metadata.make_rules(filters)
+        self.reader = Reader(resolution, crop, image, caption, rules, limits, access)
         self.resolution, self.batch_size, self.val_samples = resolution, batch_size, val_samples
-        self.seed, self.window, self.workers = seed, window, workers
-        self.lanes = lanes
-        self._start = 0
+        self.seed, self.lanes, self.window = seed, lanes, window
+        self.workers, self.start_method, self.patience = workers, start_method, errors
+        self.tally = Tally()  # of what was trained on, on this rank
+        self._units = 0  # batches of all ranks that were done when this process began
+        self._batches = 0  # batches of each rank that were done then
+        self._cursors: dict[int, LaneCursor] = {}
+        self._pending: Trace | None = None  # of the batch that is being trained on
+
+    # -- which shards --------------------------------------------------------------------------
+
+    def sources(self, split: str) -> list[Source]:
+        given = self.patterns.get(split)
+        if given is None:
+            known = [name for name, patterns in self.patterns.items() if patterns is not None]
+            raise ValueError(f"this data set has no split {split!r}; it has {', '.join(known)}")
+        key, access = f"data.{split}", self.reader.access
+        if not isinstance(given, Mapping):
+            return [Source(split, expand(key, given, access), 1.0)]
+        found = []
+        for name, told in given.items():
+            if set(told) != {"shards", "weight"} or not float(told["weight"]) > 0:
+                raise ValueError(
+                    f"{key}.{name}={dict(told)}: expected {{shards: FOLDER, weight: W}} with a "
+                    "weight above 0; leave a source out that shall not be used"
+                )
+            shards = expand(f"{key}.{name}.shards", told["shards"], access)
+            found.append(Source(str(name), shards, float(told["weight"])))
+        return found
 
     def shards(self, split: str) -> list[str]:
-        patterns = self.patterns.get(split)
-        if patterns is None:
-            known = [name for name, given in self.patterns.items() if given is not None]
-            raise ValueError(f"this data set has no split {split!r}; it has {', '.join(known)}")
-        return expand(f"data.{split}", patterns)
+        return [shard for source in self.sources(split) for shard in source.shards]
 
     @property
     def identity(self) -> str:
-        """Ten hex digits for what a model trained on this data has seen: shards and resolution."""
-        shards = self.shards("train")
-        told = [[Path(s).name, Path(s).stat().st_size] for s in shards]
-        digest = hashlib.sha256(json.dumps([told, self.resolution]).encode())
-        with open(shards[0], "rb") as first:  # tars are padded, so equal sizes are common
-            digest.update(first.read(1 << 20))
+        """Ten hex digits for what a model trained on this data has seen: shards and rules."""
+        access = self.reader.access
+        told = [
+            [s.name, s.weight, [[Path(url).name, size_of(url, access)] for url in s.shards]]
+            for s in self.sources("train")
+        ]
+        reader = self.reader
+        rules = [
+            reader.resolution,
+            reader.crop,
+            repr([reader.image, reader.caption, reader.filters]),
+        ]
+        digest = hashlib.sha256(json.dumps([told, rules]).encode())
+        with opened(self.shards("train")[0], access) as first:  # tars are padded, so equal sizes
+            digest.update(first.read(1 << 20))  # are common
         return digest.hexdigest()[:10]
 
     def has(self, split: str) -> bool:
         return self.patterns.get(split) is not None
 
-    # -- for the Trainer ---------------------------------------------------------------------
+    # -- for the Trainer -----------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        ranks = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
-        shards = self.shards("train")
-        lanes, stride = min(self.lanes, len(shards)), ranks * max(1, self.workers)
+        ranks, rank = self._ranks()
+        sources = self.sources("train")
+        shards = sum(len(source.shards) for source in sources)
+        lanes, stride = min(self.lanes, shards), ranks * max(1, self.workers)
         if lanes % stride:
             raise ValueError(
-                f"data.lanes={self.lanes} over {len(shards)} shards makes {lanes} lanes, which "
+                f"data.lanes={self.lanes} over {shards} shards makes {lanes} lanes, which "
                 f"{ranks} ranks x {max(1, self.workers)} workers do not divide. Set data.lanes to "
                 f"a multiple of {stride}, at most the number of shards, or lower data.workers"
             )
         wanted = self.batch_size * ranks
-        if (found := count_up_to(wanted, shards)) < wanted:
+        if (found := self._count_up_to(wanted, "train")) < wanted:
             raise ValueError(
                 f"data.train has {found} samples, fewer than one batch of {self.batch_size} for "
                 f"{ranks} ranks. Lower the batch size: batch_size=N"
             )
         stream = TrainStream(
-            shards, self.reader, batch_size=self.batch_size, seed=self.seed, lanes=lanes,
-            window=self.window, rank=rank, ranks=ranks, start=self._start * ranks,
+            sources, self.reader, self.patience, batch_size=self.batch_size, seed=self.seed,
+            lanes=lanes, window=self.window, rank=rank, ranks=ranks,
+            start=self._units, cursors=self._cursors,
         )  # fmt: skip
         return self._loader(stream, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        ranks = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
-        shards = self.shards("val")
+        ranks, rank = self._ranks()
         wanted = self.batch_size * ranks
-        found = count_up_to(self.val_samples, shards)
+        found = self._count_up_to(self.val_samples, "val")
         steps = found // wanted
         if not steps:
             raise ValueError(
@@ -122,78 +173,179 @@ class ShardData(LightningDataModule):
                 f"fewer than one batch of {self.batch_size} for {ranks} ranks. Lower the batch "
                 "size: batch_size=N"
             )
-        split = FixedSplit(
-            shards, self.reader, batch_size=self.batch_size, batches=steps * ranks,
-            rank=rank, ranks=ranks,
-        )  # fmt: skip
+        split = self._fixed("val", batches=steps * ranks, rank=rank, ranks=ranks)
         return self._loader(split, min(1, self.workers))
+
+    def _fixed(self, split: str, *, batches: int, rank: int = 0, ranks: int = 1) -> FixedSplit:
+        reader = self.reader._replace(crop="center")
+        return FixedSplit(
+            self.sources(split), reader, self.patience, batch_size=self.batch_size,
+            batches=batches, rank=rank, ranks=ranks,
+        )  # fmt: skip
 
     def _loader(self, dataset: Any, workers: int) -> DataLoader[Batch]:
         return DataLoader(
-            dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
-        )
+            dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=self.start_method if workers else None,
+        )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Any]:
+    def _ranks(self) -> tuple[int, int]:
+        """How many there are, and which one this is."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
+
+    def _count_up_to(self, wanted: int, split: str) -> int:
+        """How many candidates a split holds, looked into no further than `wanted` needs."""
+        found = 0
+        for source in self.sources(split):
+            for shard in source.shards:
+                found += self._count(shard, source.name)
+                if found >= wanted:
+                    return wanted
+        return found
+
+    def _count(self, shard: str, source: str) -> int:
+        stats = Path(shard.removesuffix(".tar") + "_stats.json")  # as img2dataset writes it
+        if not self.reader.filters and "://" not in shard and stats.exists():
+            return int(json.loads(stats.read_text())["successes"])
+        return sum(isinstance(x, Candidate) for x in self.reader.candidates(shard, source))
+
+    # -- where the run stands ------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Called when the Trainer is about to use a batch: prefetched ones do not count."""
+        if batch.trace is None:
+            return batch
+        before, self._pending = self._pending, batch.trace
+        if before is not None:
+            self._done(before)
+        return batch._replace(trace=None)
+
+    def _done(self, trace: Trace) -> None:
+        self._cursors[trace.lane] = trace.cursor
+        known = set(self.tally.dropped)
+        self.tally.add(trace.used, trace.drops)
+        for drop in trace.drops:
+            if (drop.source, drop.reason) not in known and not drop.reason.startswith(FILTERED):
+                known.add((drop.source, drop.reason))
+                log.warning(
+                    "left out %s: %s, %s (others like it are counted)",
+                    drop.place, drop.reason, drop.detail,
+                )  # fmt: skip
+        self.tally.check(self.patience)
+
+    def settle(self) -> None:
+        """Counts the last batch too, where it is done."""
+        before = self._pending
+        if before is not None and before.unit < self._units_done():
+            self._pending = None
+            self._done(before)
+
+    def _units_done(self) -> int:
         trainer = self.trainer
         assert trainer is not None
         total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        return {"batches": total.processed, **self._told()}
+        return self._units + (int(total.processed) - self._batches) * trainer.world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain, and the same on every rank: each tells the others where its lanes stand."""
+        trainer = self.trainer
+        assert trainer is not None
+        self.settle()
+        mine = ({lane: to_plain(cursor) for lane, cursor in self._cursors.items()}, self.tally)
+        everyone: list[Any] = [mine]
+        if trainer.world_size > 1:
+            everyone = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine)
+        cursors: dict[int, Any] = {}
+        tally = Tally()
+        for theirs, counted in everyone:
+            # A lane that two ranks have walked (the one before resuming) stands where it is later.
+            for lane, cursor in theirs.items():
+                cursors[lane] = max(cursor, cursors.get(lane, cursor))
+            tally.merge(counted)
+        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        return {
+            "batches": int(total.processed),
+            "units": self._units_done(),
+            "cursors": [[lane, cursors[lane]] for lane in sorted(cursors)],
+            "report": tally.report(),
+            **self._told(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, value in self._told().items():
-            if state_dict[key] != value:
+            if state_dict.get(key) != value:
                 raise ValueError(
-                    f"resume: the run was trained with {key}={state_dict[key]} and is now asked to "
-                    f"go on with {value}; the stream could not continue where it stopped. Give the "
-                    f"same {key}"
+                    f"resume: the run was trained with {key}={state_dict.get(key)} and is now "
+                    f"asked to go on with {value}; the stream could not continue where it "
+                    f"stopped. Give the same {key}"
                 )
-        self._start = state_dict["batches"]
+        self._batches, self._units = state_dict["batches"], state_dict["units"]
+        self._cursors = {lane: from_plain(cursor) for lane, cursor in state_dict["cursors"]}
+        # Rank 0 goes on with the counts of all; the others begin anew, so that a sum stays a sum.
+        if self._ranks()[1] == 0:
+            self.tally = Tally.of(state_dict["report"])
 
     def _told(self) -> dict[str, Any]:
-        """What the sequence of a rank's batches depends on."""
+        """What the sequence of batches depends on; not the number of ranks and workers."""
         return {
             "batch_size": self.batch_size,
-            "ranks": self.trainer.world_size if self.trainer else 1,
             "seed": self.seed,
             "lanes": self.lanes,
             "window": self.window,
             "identity": self.identity,
         }
 
-    # -- for everybody else ------------------------------------------------------------------
+    # -- for everybody else --------------------------------------------------------------------
 
     def batches(self, split: str, number: int) -> Iterator[Batch]:
         """The first batches of a split, the same on every rank; fewer where it has fewer."""
-        shards = self.shards(split)
-        number = count_up_to(number * self.batch_size, shards) // self.batch_size
-        yield from FixedSplit(shards, self.reader, batch_size=self.batch_size, batches=number)
+        number = self._count_up_to(number * self.batch_size, split) // self.batch_size
+        yield from self._fixed(split, batches=number)
 
     def captions(self, split: str, limit: int) -> Iterator[str]:
         """The captions of a split, at most `limit`, without decoding a picture."""
         return itertools.islice((caption for caption, _ in self._captioned(split)), limit)
 
     def prompts(self, split: str, limit: int) -> list[Prompt]:
-        """What to draw: each json's `prompt` where it stands (described exactly), or the txt."""
-        samples = itertools.islice(self._captioned(split), limit)
+        """What to draw: the `prompt` of a json that has one (described exactly), or the caption."""
         return [
-            _exact(sample) or Prompt(caption, None, sample["__key__"])
-            for caption, sample in samples
+            _exact(found) or Prompt(caption, None, found.encoded.key)
+            for caption, found in itertools.islice(self._captioned(split), limit)
         ]
 
-    def _captioned(self, split: str) -> Iterator[tuple[str, Encoded]]:
-        for sample in itertools.chain.from_iterable(map(encoded, self.shards(split))):
-            try:
-                yield caption_of(sample), sample
-            except BadSample as reason:
-                log.warning("skipped a bad sample, %s", reason)
+    def _captioned(self, split: str) -> Iterator[tuple[str, Candidate]]:
+        chance = np.random.default_rng(0)  # where one of several captions is drawn
+        for item in in_order(self.sources(split), self.reader):
+            drop = item if isinstance(item, Drop) else None
+            if isinstance(item, Candidate):
+                try:
+                    yield self.reader.caption_of(item, chance), item
+                    continue
+                except Bad as bad:
+                    drop = item.drop(bad)
+            if drop is not None and not drop.reason.startswith(FILTERED):
+                log.warning("left out %s: %s, %s", drop.place, drop.reason, drop.detail)
 
 
-def _exact(sample: Encoded) -> Prompt | None:
+def to_plain(cursor: LaneCursor) -> list[Any]:
+    """Lists of numbers, which a safe checkpoint can hold; later ones compare as greater."""
+    return [cursor.drawn, [[list(c.place), c.window, c.taken] for c in cursor.sources]]
+
+
+def from_plain(plain: list[Any]) -> LaneCursor:
+    drawn, sources = plain
+    return LaneCursor(drawn, tuple(Cursor(Place(*at), n, taken) for at, n, taken in sources))
+
+
+def _exact(found: Candidate) -> Prompt | None:
     """The json's own prompt; most data sets have none, and some have no valid json."""
     try:
-        told = json.loads(sample["json"])["prompt"]
-        return Prompt(told["caption"], told["asked"], sample["__key__"])
-    except (LookupError, TypeError, ValueError, RecursionError):
+        told = metadata.parse(found.encoded.members["json"])["prompt"]
+        return Prompt(told["caption"], told["asked"], found.encoded.key)
+    except (Bad, LookupError, TypeError):
         return None
 
 
@@ -237,6 +389,6 @@ class ShapesData(ShardData):
     def prepare_data(self) -> None:
         shapes.prepare(self.root, self.settings)
 
-    def shards(self, split: str) -> list[str]:
+    def sources(self, split: str) -> list[Source]:
         self.prepare_data()
-        return super().shards(split)
+        return super().sources(split)

@@ -1,0 +1,128 @@
+"""What a sample in a shard becomes, up to a picture and its caption.
+
+    open -> tar reader, groups -> needs a picture -> metadata filters     candidates, still encoded
+    caption -> header check -> decode -> resize and crop                  samples
+
+Filters come first, since they cost microseconds and decoding costs milliseconds. Shards are
+untrusted input: nothing in them is unpickled or run, and no name in them is used as a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from salon.data import captions, image, metadata
+from salon.data.access import Access
+from salon.data.captions import CaptionRules
+from salon.data.image import ImageRules
+from salon.data.metadata import Rule
+from salon.data.openers import opened
+from salon.data.reasons import FILTERED, Bad
+from salon.data.tally import Drop
+from salon.data.tar import Encoded, Limits, Lost, samples
+from salon.types import Batch
+
+PICTURES = ("png", "jpg", "jpeg", "webp")
+MEMBERS = frozenset((*PICTURES, "txt", "json"))  # whatever else a shard holds is not even read
+
+
+class Sample(NamedTuple):
+    image: NDArray[np.uint8]  # (H, W, 3)
+    caption: str
+    key: str
+
+
+class Candidate(NamedTuple):
+    """A sample that the filters let through, still encoded."""
+
+    source: str
+    shard: str
+    encoded: Encoded
+    metadata: dict[str, Any] | None  # None where nobody asks for it
+
+    def drop(self, bad: Bad) -> Drop:
+        return Drop(self.source, bad.reason, self.shard, self.encoded.key, bad.detail)
+
+
+class Reader(NamedTuple):
+    """How samples are read; the same for the training stream and the fixed splits."""
+
+    resolution: int  # the shorter side is resized to it, then a square is cut
+    crop: str  # "center" or "random"
+    image: ImageRules
+    caption: CaptionRules
+    filters: Sequence[Rule]
+    limits: Limits
+    access: Access
+
+    def candidates(self, shard: str, source: str) -> Iterator[Candidate | Drop]:
+        """The samples of a shard in the order in which they stand, and what of them is lost."""
+        try:
+            with opened(shard, self.access) as stream:
+                for found in samples(stream, limits=self.limits, extensions=MEMBERS):
+                    yield self._filtered(found, shard, source)
+        except Bad as bad:  # it cannot be opened, or the network failed on the way
+            yield Drop(source, bad.reason, shard, None, bad.detail)
+
+    def _filtered(self, found: Encoded | Lost, shard: str, source: str) -> Candidate | Drop:
+        if isinstance(found, Lost):
+            return Drop(source, found.reason, shard, found.key, found.detail)
+        told: dict[str, Any] | None = None
+        try:
+            picture_of(found)
+            if self.asks_metadata and "json" in found.members:
+                told = metadata.parse(found.members["json"])
+        except Bad as bad:
+            return Drop(source, bad.reason, shard, found.key, bad.detail)
+        refused = metadata.refused(told or {}, self.filters)
+        if refused is not None:
+            return Drop(source, f"{FILTERED}{refused}", shard, found.key, "as data.filters asks")
+        return Candidate(source, shard, found, told)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a sample depends on chance."""
+        return self.crop == "random" or self.caption.weights is not None or self.reads_json
+
+    @property
+    def reads_json(self) -> bool:
+        """Whether captions come from there, where one may be drawn of several."""
+        return any(key != captions.TXT for key in self.caption.keys)
+
+    @property
+    def asks_metadata(self) -> bool:
+        return bool(self.filters) or self.reads_json
+
+    def caption_of(self, candidate: Candidate, chance: np.random.Generator) -> str:
+        """Raises Bad."""
+        members = candidate.encoded.members
+        return captions.choose(members, candidate.metadata, self.caption, chance)
+
+    def decode(self, candidate: Candidate, chance: np.random.Generator) -> Sample:
+        """Raises Bad."""
+        caption = self.caption_of(candidate, chance)
+        pixels = image.decode(
+            picture_of(candidate.encoded), self.image,
+            size=(self.resolution, self.resolution), crop=self.crop, chance=chance,
+        )  # fmt: skip
+        return Sample(pixels, caption, candidate.encoded.key)
+
+
+def picture_of(found: Encoded) -> bytes:
+    """Raises Bad where there is none."""
+    for name in PICTURES:
+        if name in found.members:
+            return found.members[name]
+    names = ", ".join(f".{name}" for name in found.members) or "nothing that is read"
+    raise Bad("missing_image", f"only {names}; expected one of {', '.join(PICTURES)}")
+
+
+def collate(made: Sequence[Sample]) -> Batch:
+    pixels = torch.from_numpy(np.stack([sample.image for sample in made]))  # (N, H, W, 3)
+    images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+    return Batch(images, [s.caption for s in made], [s.key for s in made])
