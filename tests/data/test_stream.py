@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,8 +56,12 @@ def cursors(batches: Sequence[Batch]) -> dict[int, LaneCursor]:
     return {batch.trace.lane: batch.trace.cursor for batch in batches}
 
 
-def drops(batches: Sequence[Batch]) -> list[tuple[str, str | None]]:
-    return [(drop.reason, drop.key) for batch in batches for drop in batch.trace.drops]
+def drops(batches: Sequence[Batch]) -> dict[str, int]:
+    """How many of each reason."""
+    counts: Counter[str] = Counter()
+    for batch in batches:
+        counts.update({reason: n for (_, reason), n in batch.trace.tally.dropped.items()})
+    return dict(counts)
 
 
 def loaded(dataset: TrainStream, number: int, workers: int, context: str) -> list[list[str]]:
@@ -235,7 +241,8 @@ def test_any_division_at_any_time_is_the_same_sequence(
     assert [batch.trace.unit for batch in seen] == list(range(len(seen)))
     assert [batch.keys for batch in seen] == keys(whole, len(seen))
     assert [batch.trace.cursor for batch in seen] == [b.trace.cursor for b in whole[: len(seen)]]
-    assert drops(seen) == drops(whole[: len(seen)]), "nothing is told twice, or not at all"
+    reports = [[batch.trace.tally.report() for batch in part] for part in (seen, whole)]
+    assert reports[0] == reports[1][: len(seen)], "nothing is told twice, or not at all"
 
 
 def test_going_on_reads_a_window_again_and_decodes_nothing_of_it(
@@ -286,7 +293,7 @@ def test_sources_are_mixed_by_their_weights_and_go_on_exactly(
     few = shard(*[(f"few{i}", good(i)[1]) for i in range(3)], name="few.tar")
     mixed = {"many": (shards, 3.0), "few": ([few], 1.0)}
     whole = list(itertools.islice(stream(mixed), 200))
-    used = [batch.trace.used for batch in whole]
+    used = [batch.trace.tally.used for batch in whole]
     share = sum(each.get("few", 0) for each in used) / sum(sum(each.values()) for each in used)
     assert 0.2 < share < 0.3
     assert all(sum(each.values()) == 4 for each in used)
@@ -350,9 +357,10 @@ def test_a_bad_sample_is_told_with_its_reason_and_training_goes_on(
     window = 2 if reason == "missing_image" else 3  # that is seen before windows are filled
     batches = list(itertools.islice(stream([one], batch_size=2, lanes=1, window=window), 4))
     assert [sorted(batch.keys) for batch in batches] == [["00000", "00001"]] * 4
-    told = [drop for batch in batches for drop in batch.trace.drops]
-    assert {(d.reason, d.key, d.shard, d.source) for d in told} == {(reason, "bad", one, "train")}
-    assert all(drop.detail for drop in told)
+    assert set(drops(batches)) == {reason}
+    for batch in batches:
+        for shown in batch.trace.tally.examples.get(("train", reason), []):
+            assert re.fullmatch(rf"{re.escape(one)}:bad: .+", shown)
 
 
 def test_what_a_filter_leaves_out_is_told_apart(shard: Shard) -> None:
@@ -367,7 +375,7 @@ def test_what_a_filter_leaves_out_is_told_apart(shard: Shard) -> None:
     )
     first = next(iter(made))
     assert sorted(first.keys) == ["3", "4", "5"]
-    assert drops([first]) == [("filter:score", "0"), ("filter:score", "1"), ("filter:score", "2")]
+    assert drops([first]) == {"filter:score": 3}
 
 
 def test_filters_that_leave_nothing_end_with_the_reason(shard: Shard) -> None:
@@ -400,7 +408,7 @@ def test_a_shard_that_is_gone_is_told_and_training_goes_on(shard: Shard, tmp_pat
     two = [shard(good(0), good(1), name="b.tar"), str(tmp_path / "gone.tar")]
     batches = list(itertools.islice(stream(two, lanes=2, batch_size=2, window=2), 6))
     assert all(sorted(batch.keys) == ["00000", "00001"] for batch in batches)
-    assert set(drops(batches)) == {("shard_missing", None)}
+    assert set(drops(batches)) == {"shard_missing"}
 
 
 def test_shards_without_a_sample_end_with_a_clear_error(shard: Shard) -> None:
@@ -415,7 +423,7 @@ def test_a_cut_shard_keeps_what_stands_before_the_cut(tmp_path: Path) -> None:
     batch = next(iter(stream([str(cut)], lanes=1, window=2, batch_size=2)))
     assert set(batch.keys) <= {"00000", "00001"}
     later = list(itertools.islice(stream([str(cut)], lanes=1, window=2, batch_size=2), 3))
-    assert ("shard_truncated", None) in drops(later)
+    assert "shard_truncated" in drops(later)
 
 
 class Payload:

@@ -224,15 +224,12 @@ class ShardData(LightningDataModule):
 
     def _done(self, trace: Trace) -> None:
         self._cursors[trace.lane] = trace.cursor
-        known = set(self.tally.dropped)
-        self.tally.add(trace.used, trace.drops)
-        for drop in trace.drops:
-            if (drop.source, drop.reason) not in known and not drop.reason.startswith(FILTERED):
-                known.add((drop.source, drop.reason))
-                log.warning(
-                    "left out %s: %s, %s (others like it are counted)",
-                    drop.place, drop.reason, drop.detail,
-                )  # fmt: skip
+        new = set(trace.tally.dropped) - set(self.tally.dropped)
+        self.tally.merge(trace.tally)
+        for source, reason in sorted(new):
+            if not reason.startswith(FILTERED):
+                shown = trace.tally.examples[source, reason][0]
+                log.warning("left out, %s: %s (others like it are counted)", reason, shown)
         self.tally.check(self.patience)
 
     def settle(self) -> None:

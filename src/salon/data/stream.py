@@ -27,7 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from salon.data.reader import Candidate, Reader, Sample, collate
 from salon.data.reasons import FILTERED, Bad
-from salon.data.tally import Drop, Patience
+from salon.data.tally import Drop, Patience, Tally
 from salon.types import Batch
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,7 @@ class Trace(NamedTuple):
     unit: int  # its number among the batches of all ranks
     lane: int
     cursor: LaneCursor  # of the lane after this batch
-    used: dict[str, int]  # samples by source
-    drops: list[Drop]  # on the way to it
+    tally: Tally  # of its samples, and of what was dropped on the way to it
 
 
 class Step(NamedTuple):
@@ -82,7 +81,7 @@ class Step(NamedTuple):
 
     sample: Sample
     cursor: Cursor
-    drops: list[Drop]
+    drops: Tally
 
 
 class Lane:
@@ -99,22 +98,23 @@ class Lane:
     def steps(self, start: Cursor) -> Iterator[Step]:
         """Samples from `start` on, for ever. Raises ValueError where too many in a row are bad."""
         in_a_row = 0
-        waiting: list[Drop] = []
+        waiting = Tally()
         for cursor, window, after, drops in self.windows(start):
-            # Told already with the first sample that was taken of this window.
-            waiting += [] if cursor.taken else drops
+            if not cursor.taken:  # else they were told with the first sample of this window
+                waiting.merge(drops)
             order = self.rng(WINDOW, self.lane, cursor.window).permutation(len(window))
             for taken in range(cursor.taken, len(window)):
                 candidate = window[order[taken]]
                 try:
                     sample = self.reader.decode(candidate, self.chance(cursor.window, taken))
                 except Bad as bad:
-                    waiting.append(candidate.drop(bad))
+                    drop = candidate.drop(bad)
+                    waiting.add({}, [drop])
                     in_a_row += 1
                     if in_a_row >= self.patience.max_consecutive:
                         raise ValueError(
                             f"{in_a_row:,} bad samples in a row in source {self.source.name!r}, "
-                            f"the last {waiting[-1].place}: {bad}. Leave these shards out, or "
+                            f"the last {drop.place}: {bad}. Leave these shards out, or "
                             "mend what they are made of; data.errors.max_consecutive=N allows more"
                         ) from bad
                     continue
@@ -123,19 +123,19 @@ class Lane:
                 if taken + 1 == len(window):
                     done = Cursor(after, cursor.window + 1, 0)
                 yield Step(sample, done, waiting)
-                waiting = []
+                waiting = Tally()
 
-    def windows(self, start: Cursor) -> Iterator[tuple[Cursor, list[Candidate], Place, list[Drop]]]:
+    def windows(self, start: Cursor) -> Iterator[tuple[Cursor, list[Candidate], Place, Tally]]:
         """Where each begins, its candidates, where the next begins, what was dropped meanwhile."""
         walk = self.walk(start.place)
         cursor = start
         while True:
             window: list[Candidate] = []
-            drops: list[Drop] = []
+            drops = Tally()
             for place, item in walk:
                 after = place
                 if isinstance(item, Drop):
-                    drops.append(item)
+                    drops.add({}, [item])
                     continue
                 window.append(item)
                 if len(window) == self.window:
@@ -203,25 +203,22 @@ class Mixture:
         weights = np.array([lane.source.weight for lane in lanes], dtype=np.float64)
         self.shares = weights / weights.sum()
 
-    def batches(
-        self, start: LaneCursor, size: int
-    ) -> Iterator[tuple[Batch, LaneCursor, dict[str, int], list[Drop]]]:
-        """Each with the place after it, its samples by source, and the drops on the way to it."""
+    def batches(self, start: LaneCursor, size: int) -> Iterator[tuple[Batch, LaneCursor, Tally]]:
+        """Each with the place after it, and what was counted on the way to it."""
         steps = [lane.steps(at) for lane, at in zip(self.lanes, start.sources, strict=True)]
         cursors, drawn = list(start.sources), start.drawn
         sources = self.sources(drawn)
         while True:
             made: list[Sample] = []
-            drops: list[Drop] = []
-            used: Counter[str] = Counter()
+            tally = Tally()
             for which in itertools.islice(sources, size):
                 step = next(steps[which])
                 made.append(step.sample)
-                drops += step.drops
-                used[self.lanes[which].source.name] += 1
+                tally.merge(step.drops)
+                tally.used[self.lanes[which].source.name] += 1
                 cursors[which] = step.cursor
             drawn += size
-            yield collate(made), LaneCursor(drawn, tuple(cursors)), dict(used), drops
+            yield collate(made), LaneCursor(drawn, tuple(cursors)), tally
 
     def sources(self, drawn: int) -> Iterator[int]:
         """Which source each sample is of, from sample `drawn` on."""
@@ -263,15 +260,15 @@ class TrainStream(IterableDataset[Batch]):
         # The DataLoader takes from its workers in turn, so worker w serves this rank's batches
         # w, w + workers, ...; counted from `start`, which all ranks share.
         first = self.start + self.rank + number * self.ranks
-        walks: dict[int, Iterator[tuple[Batch, LaneCursor, dict[str, int], list[Drop]]]] = {}
+        walks: dict[int, Iterator[tuple[Batch, LaneCursor, Tally]]] = {}
         for unit in itertools.count(first, stride):
             lane = unit % self.lanes
             if lane not in walks:
                 walks[lane] = self._batches(lane)
-            batch, cursor, used, drops = next(walks[lane])
-            yield batch._replace(trace=Trace(unit, lane, cursor, used, drops))
+            batch, cursor, tally = next(walks[lane])
+            yield batch._replace(trace=Trace(unit, lane, cursor, tally))
 
-    def _batches(self, lane: int) -> Iterator[tuple[Batch, LaneCursor, dict[str, int], list[Drop]]]:
+    def _batches(self, lane: int) -> Iterator[tuple[Batch, LaneCursor, Tally]]:
         mixture = Mixture(
             [
                 Lane(
