@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -114,13 +115,13 @@ class ShardData(LightningDataModule):
     def shards(self, split: str) -> list[str]:
         return [shard for source in self.sources(split) for shard in source.shards]
 
-    @property
+    @functools.cached_property  # it asks for every shard's size, and every checkpoint for it
     def identity(self) -> str:
         """Ten hex digits for what a model trained on this data has seen: shards and rules."""
-        access = self.reader.access
+        access, sources = self.reader.access, self.sources("train")
         told = [
             [s.name, s.weight, [[Path(url).name, size_of(url, access)] for url in s.shards]]
-            for s in self.sources("train")
+            for s in sources
         ]
         reader = self.reader
         rules = [
@@ -129,7 +130,7 @@ class ShardData(LightningDataModule):
             repr([reader.image, reader.caption, reader.filters]),
         ]
         digest = hashlib.sha256(json.dumps([told, rules]).encode())
-        with opened(self.shards("train")[0], access) as first:  # tars are padded, so equal sizes
+        with opened(sources[0].shards[0], access) as first:  # tars are padded, so equal sizes
             digest.update(first.read(1 << 20))  # are common
         return digest.hexdigest()[:10]
 
@@ -379,7 +380,7 @@ class ShapesData(ShardData):
         super().__init__(**splits, resolution=resolution, **stream)
         self.root, self.settings = Path(root), settings
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         return self.settings.identity
 

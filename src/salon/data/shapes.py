@@ -14,22 +14,19 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import webdataset as wds
 from filelock import FileLock
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from salon.data.convert.base import Row, write_shard
 from salon.shapes import captions, world
 from salon.shapes.render import mask_box, render
 
 # A split is (its number in the seed, whether every scene has a held-out composition in it).
 SPLITS = {"train": (0, False), "val": (1, False), "test": (2, False), "heldout": (3, True)}
-COLUMNS = ("key", "caption", "status", "error_message", "width", "height", "sha256")
 
 
 class ShapesSettings(NamedTuple):
@@ -84,7 +81,7 @@ def _write_all(folder: Path, settings: ShapesSettings) -> None:
             (folder / split).mkdir(parents=True)
             for shard, first in enumerate(range(0, count, settings.shard_size)):
                 indices = range(first, min(first + settings.shard_size, count))
-                _write_shard(folder / split, shard, split, indices, settings)
+                write_shard(folder / split, shard, _rows(split, indices, settings, shard))
                 progress.advance(task, len(indices))
     (folder / "dataset.json").write_text(
         json.dumps(
@@ -95,44 +92,10 @@ def _write_all(folder: Path, settings: ShapesSettings) -> None:
     )
 
 
-def _write_shard(
-    folder: Path, shard: int, split: str, indices: range, settings: ShapesSettings
-) -> None:
-    rows: list[dict[str, Any]] = []
-    # mtime and owner are fixed: the same seed gives the same bytes.
-    with wds.TarWriter(
-        str(folder / f"{shard:05d}.tar"), mtime=0, user="salon", group="salon"
-    ) as tar:
-        for place, (picture, record) in enumerate(_samples(split, indices, settings)):
-            record["key"] = f"{shard:05d}{place:04d}"
-            tar.write(
-                {
-                    "__key__": record["key"],
-                    "png": picture,
-                    "txt": record["caption"].encode(),
-                    "json": json.dumps(record).encode(),
-                }
-            )
-            rows.append(record)
-    table = {name: [row[name] for row in rows] for name in COLUMNS}
-    table["error_message"] = pa.array(table["error_message"], pa.string())
-    pq.write_table(pa.table(table), folder / f"{shard:05d}.parquet")
-    stats = {
-        "count": len(rows),
-        "successes": len(rows),
-        "failed_to_download": 0,
-        "failed_to_resize": 0,
-        "status_dict": {"success": len(rows)},
-    }
-    (folder / f"{shard:05d}_stats.json").write_text(json.dumps(stats, indent=4))
-
-
-def _samples(
-    split: str, indices: range, settings: ShapesSettings
-) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def _rows(split: str, indices: range, settings: ShapesSettings, shard: int) -> Iterator[Row]:
     number, held_out_only = SPLITS[split]
     size = settings.resolution
-    for index in indices:
+    for place, index in enumerate(indices):
         rng = np.random.default_rng([settings.seed, number, index])
         # Evenly spread, so that any run of pictures has its share.
         pair = int((index + 1) * settings.pairs) > int(index * settings.pairs)
@@ -142,8 +105,7 @@ def _samples(
         buffer = io.BytesIO()
         Image.fromarray(render(scene, size)).save(buffer, "PNG", compress_level=1)
         picture = buffer.getvalue()
-        yield (
-            picture,
+        yield Row(
             {
                 "caption": told[0].text,
                 "captions": [caption.text for caption in told],
@@ -160,5 +122,8 @@ def _samples(
                 "status": "success",
                 "error_message": None,
                 "sha256": hashlib.sha256(picture).hexdigest(),
+                "key": f"{shard:05d}{place:04d}",
             },
+            picture,
+            "png",
         )
