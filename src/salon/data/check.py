@@ -59,12 +59,12 @@ def read(reader: Reader, shard: str, source: str, tally: Tally, *, decode: bool)
 def _tried(
     reader: Reader, candidate: Candidate, chance: np.random.Generator, *, decode: bool
 ) -> Drop | None:
+    if decode:
+        made = reader.decode(candidate, chance)
+        return made if isinstance(made, Drop) else None
     try:
-        if decode:
-            reader.decode(candidate, chance)
-        else:
-            reader.caption_of(candidate, chance)
-            image.header(picture_of(candidate.encoded), reader.image)
+        reader.caption_of(candidate, chance)
+        image.header(picture_of(candidate.encoded), reader.image)
     except Bad as bad:
         return candidate.drop(bad)
     return None

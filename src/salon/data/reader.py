@@ -103,13 +103,15 @@ class Reader(NamedTuple):
         members = candidate.encoded.members
         return captions.choose(members, candidate.metadata, self.caption, chance)
 
-    def decode(self, candidate: Candidate, chance: np.random.Generator) -> Sample:
-        """Raises Bad."""
-        caption = self.caption_of(candidate, chance)
-        pixels = image.decode(
-            picture_of(candidate.encoded), self.image,
-            size=(self.resolution, self.resolution), crop=self.crop, chance=chance,
-        )  # fmt: skip
+    def decode(self, candidate: Candidate, chance: np.random.Generator) -> Sample | Drop:
+        try:
+            caption = self.caption_of(candidate, chance)
+            pixels = image.decode(
+                picture_of(candidate.encoded), self.image,
+                size=(self.resolution, self.resolution), crop=self.crop, chance=chance,
+            )  # fmt: skip
+        except Bad as bad:
+            return candidate.drop(bad)
         return Sample(pixels, caption, candidate.encoded.key)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from salon.data.reader import Candidate, Reader, Sample, collate
-from salon.data.reasons import FILTERED, Bad
+from salon.data.reasons import FILTERED
 from salon.data.tally import Drop, Patience, Tally
 from salon.types import Batch
 
@@ -104,19 +104,12 @@ class Lane:
                 waiting.merge(drops)
             order = self.rng(WINDOW, self.lane, cursor.window).permutation(len(window))
             for taken in range(cursor.taken, len(window)):
-                candidate = window[order[taken]]
-                try:
-                    sample = self.reader.decode(candidate, self.chance(cursor.window, taken))
-                except Bad as bad:
-                    drop = candidate.drop(bad)
-                    waiting.add({}, [drop])
+                chance = self.chance(cursor.window, taken)
+                sample = self.reader.decode(window[order[taken]], chance)
+                if isinstance(sample, Drop):
+                    waiting.add({}, [sample])
                     in_a_row += 1
-                    if in_a_row >= self.patience.max_consecutive:
-                        raise ValueError(
-                            f"{in_a_row:,} bad samples in a row in source {self.source.name!r}, "
-                            f"the last {drop.place}: {bad}. Leave these shards out, or "
-                            "mend what they are made of; data.errors.max_consecutive=N allows more"
-                        ) from bad
+                    self.patience.bear(in_a_row, sample)
                     continue
                 in_a_row = 0
                 done = cursor._replace(taken=taken + 1)
@@ -325,27 +318,15 @@ class FixedSplit(IterableDataset[Batch]):
     def samples(self) -> Iterator[Sample]:
         in_a_row = 0
         for number, item in enumerate(in_order(self.sources, self.reader)):
-            if isinstance(item, Drop):
-                drop = item
-            else:
-                chance = np.random.default_rng([0, SAMPLE, number]) if self.reader.draws else IDLE
-                try:
-                    yield self.reader.decode(item, chance)
-                except Bad as bad:
-                    drop = item.drop(bad)
-                else:
-                    in_a_row = 0
-                    continue
-            if drop.reason.startswith(FILTERED):
-                continue
-            log.warning("left out %s: %s, %s", drop.place, drop.reason, drop.detail)
-            in_a_row += 1
-            if in_a_row >= self.patience.max_consecutive:
-                raise ValueError(
-                    f"{in_a_row:,} bad samples in a row, the last {drop.place}: {drop.reason}, "
-                    f"{drop.detail}. Leave these shards out, or mend what they are made of; "
-                    "data.errors.max_consecutive=N allows more"
-                )
+            chance = np.random.default_rng([0, SAMPLE, number]) if self.reader.draws else IDLE
+            made = item if isinstance(item, Drop) else self.reader.decode(item, chance)
+            if isinstance(made, Sample):
+                in_a_row = 0
+                yield made
+            elif not made.reason.startswith(FILTERED):
+                log.warning("left out %s: %s, %s", made.place, made.reason, made.detail)
+                in_a_row += 1
+                self.patience.bear(in_a_row, made)
 
 
 def in_order(sources: Sequence[Source], reader: Reader) -> Iterator[Candidate | Drop]:

@@ -36,6 +36,15 @@ class Patience(NamedTuple):
     min_seen: int  # samples before a fraction says something
     max_consecutive: int  # bad ones in a row
 
+    def bear(self, in_a_row: int, last: Drop) -> None:
+        """Raises ValueError where so many bad samples in a row are too many."""
+        if in_a_row >= self.max_consecutive:
+            raise ValueError(
+                f"{in_a_row:,} bad samples in a row in source {last.source!r}, the last "
+                f"{last.place}: {last.reason}: {last.detail}. Leave these shards out, or mend what "
+                "they are made of; data.errors.max_consecutive=N allows more"
+            )
+
 
 class Tally:
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reading import IMAGE, reader
-from salon.data.reader import Candidate
+from salon.data.reader import Candidate, Sample
 from salon.data.stream import IDLE
 
 
@@ -30,7 +30,9 @@ def read_back() -> Callable[..., list[Back]]:
         for shard in sorted((out / split).glob("*.tar")):
             for found in rules.candidates(str(shard), split):
                 assert isinstance(found, Candidate), found
-                pixels, caption, key = rules.decode(found, IDLE)
+                made = rules.decode(found, IDLE)
+                assert isinstance(made, Sample), made
+                pixels, caption, key = made
                 members = found.encoded.members
                 told = json.loads(members["json"])
                 assert told["key"] == key
