@@ -19,12 +19,16 @@ CAPTION = captions.make_rules(
 )
 LIMITS = Limits(member=1 << 24, json=1 << 20, header=1 << 16)
 ACCESS = Access(schemes=("file",), attempts=1, backoff=0.0, patience=5.0, cache=None)
-PATIENCE = Patience(max_bad_fraction=0.9, min_seen=1_000, max_consecutive=50)
+PATIENCE = Patience(
+    max_bad_fraction=0.9, min_seen=1_000, max_consecutive=50, max_lost_shards=9, unreachable="skip"
+)
 RULES: dict[str, Any] = {
     "crop": "center", "image": IMAGE, "caption": CAPTION, "limits": LIMITS, "access": ACCESS,
 }  # fmt: skip
 # What a data module takes besides its shards and sizes.
-READING: dict[str, Any] = {**RULES, "filters": [], "errors": PATIENCE, "start_method": None}
+READING: dict[str, Any] = {
+    **RULES, "filters": [], "buckets": (), "errors": PATIENCE, "start_method": None,
+}  # fmt: skip
 
 
 def reader(resolution: int = 8, **changes: Any) -> Reader:

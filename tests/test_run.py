@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from conftest import ROOT, mini_overrides
 from salon import checkpoint, run, stages
+from tars import encode, noise, write_shard
 
 MODEL = "latent_diffusion/tiny"
 LAST = "checkpoints/last.ckpt"
@@ -181,6 +182,54 @@ def test_a_folder_of_shards_from_end_to_end(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "jury" / "val.png").exists()
+
+
+def wide_and_tall(folder: Path) -> Path:
+    """Shards of pictures in three proportions, for training and validation."""
+    sides = [(24, 16), (16, 24), (20, 20)]
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        for shard in range(4):
+            samples = [
+                (
+                    f"{shard}{i:03d}",
+                    {"png": encode(noise(i, *sides[i % 3])), "txt": b"a red circle"},
+                )
+                for i in range(36)
+            ]
+            write_shard(folder / split / f"{shard:05d}.tar", samples)
+    return folder
+
+
+def test_buckets_train_what_can_take_them_and_resume_exactly(
+    mini: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    shards = wide_and_tall(tmp_path / "shards")
+    data = {
+        "_target_": "salon.data.module.ShardData", "train": f"{shards}/train",
+        "val": f"{shards}/val", "test": None, "heldout": None, "lanes": 4, "window": 36,
+        "workers": 0,
+    }  # fmt: skip
+    buckets = ["data.buckets.step=8", "data.buckets.max_aspect=3.0", "data.resolution=16"]
+
+    def composed(model: str, batches: int) -> DictConfig:
+        cfg = mini(model, *buckets, f"budget.batches={batches}", f"stages_dir={tmp_path}/stages")
+        OmegaConf.set_struct(cfg, False)
+        for key in ("root", "world_seed", "samples", "shard_size", "phrasings", "pairs"):
+            del cfg.data[key]
+        cfg.data.update(data)
+        return cfg
+
+    whole = tmp_path / "whole"
+    run.train(composed(MODEL, 6), whole)
+    interrupted = tmp_path / "interrupted"
+    run.train(composed(MODEL, 2), interrupted)
+    cfg = composed(MODEL, 6)
+    cfg.resume = str(interrupted)
+    run.train(cfg, interrupted)
+    assert_same(whole, interrupted)
+    with pytest.raises(ValueError, match=r"data\.buckets\.step.*GANIntCLS.*squares only"):
+        run.train(composed("gan_int_cls/tiny", 2), tmp_path / "gan")
 
 
 def test_resume_auto_starts_and_goes_on(mini: Callable[..., DictConfig], tmp_path: Path) -> None:

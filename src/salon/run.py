@@ -53,6 +53,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         model = make_model(cfg, stages.parts(cfg, data.identity, train), data.identity)
     else:
         model = remake_model(cfg, resume, data.identity)
+    check_shapes(data, model)
     OmegaConf.save(cfg, folder / CONFIG, resolve=True)
     callbacks = make_callbacks(cfg, folder)
     loggers = make_loggers(cfg, folder)
@@ -168,6 +169,23 @@ def remake_model(cfg: DictConfig, file: Path, identity: str) -> Trainee:
     model: Trainee = build(recipe["model"], "model", rooms=MODEL_ROOMS)
     model.seed, model.recipe = cfg.seed, recipe
     return model
+
+
+def check_shapes(data: Any, model: Trainee) -> None:
+    """Raises ValueError where the model cannot train on what data.buckets makes."""
+    if data.buckets and model.stride is None:
+        raise ValueError(
+            f"data.buckets.step is set, and {type(model).__name__} trains on squares only; "
+            "of the families, latent_diffusion and its autoencoder take other shapes. Say "
+            "data.buckets.step=null"
+        )
+    for size in data.buckets:
+        if any(side % model.stride for side in size):
+            raise ValueError(
+                f"data.buckets.step: this model's pictures need sides that divide by "
+                f"{model.stride}, and one bucket is {size[0]}x{size[1]}. Set data.buckets.step to "
+                f"a multiple of {model.stride}"
+            )
 
 
 def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:

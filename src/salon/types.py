@@ -20,6 +20,17 @@ class Batch(NamedTuple):
     trace: Any = None  # of `salon.data`, which takes it off before a model sees the batch
 
 
+class Latents(NamedTuple):
+    """What a data module yields where the frozen networks were run before the training."""
+
+    mean: Tensor  # (N, C, h, w) float32, of each picture's latent
+    std: Tensor  # (N, C, h, w) float32
+    text: "Text"
+    captions: list[str]  # N
+    keys: list[str]  # N
+    trace: Any = None
+
+
 class Text(NamedTuple):
     """Captions as a text tower sees them."""
 

@@ -25,7 +25,9 @@ def dirty(folder: Path, bad: int) -> ShardData:
     settings: dict[str, Any] = {
         **READING, "resolution": toy.SIDE, "batch_size": 4, "val_samples": 4, "seed": 0,
         "lanes": 1, "window": 16 + bad, "workers": 0,
-        "errors": Patience(max_bad_fraction=0.4, min_seen=20, max_consecutive=99),
+        "errors": Patience(
+            max_bad_fraction=0.4, min_seen=20, max_consecutive=99,
+            max_lost_shards=9, unreachable="skip"),
     }  # fmt: skip
     return ShardData(train=str(folder), val=str(folder), test=None, heldout=None, **settings)
 

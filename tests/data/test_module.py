@@ -237,7 +237,9 @@ def test_what_was_left_out_is_counted_as_it_is_trained_on(
 
 
 def test_too_many_bad_samples_end_the_run_with_the_reasons(tmp_path: Path) -> None:
-    errors = Patience(max_bad_fraction=0.2, min_seen=20, max_consecutive=50)
+    errors = Patience(
+        max_bad_fraction=0.2, min_seen=20, max_consecutive=50, max_lost_shards=9, unreachable="skip"
+    )
     module = data(dirty(tmp_path, bad=10), lanes=1, window=30, errors=errors)
     with pytest.raises(ValueError, match=r"samples are bad.*max_bad_fraction=0\.2.*image_empty"):
         train(module, 30)

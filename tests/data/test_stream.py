@@ -5,12 +5,9 @@ from __future__ import annotations
 import itertools
 import pickle
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,9 +19,11 @@ from torch.utils.data import DataLoader
 
 from reading import ACCESS, PATIENCE, reader
 from salon.data import captions, image, metadata
+from salon.data.lane import Source
 from salon.data.openers import expand
-from salon.data.stream import FixedSplit, LaneCursor, Source, TrainStream
+from salon.data.stream import FixedSplit, TrainStream
 from salon.types import Batch
+from streams import as_worker, cursors, drops, keys
 from tars import encode, good, noise, write_shard
 
 Shard = Callable[..., str]
@@ -45,23 +44,6 @@ def stream(shards: Any, **changes: Any) -> TrainStream:
 
 def fixed(shards: Sequence[str], **told: Any) -> FixedSplit:
     return FixedSplit(sources(shards), reader(**told.pop("rules", {})), PATIENCE, **told)
-
-
-def keys(batches: Any, number: int) -> list[list[str]]:
-    return [batch.keys for batch in itertools.islice(batches, number)]
-
-
-def cursors(batches: Sequence[Batch]) -> dict[int, LaneCursor]:
-    """Where the lanes stand after these batches."""
-    return {batch.trace.lane: batch.trace.cursor for batch in batches}
-
-
-def drops(batches: Sequence[Batch]) -> dict[str, int]:
-    """How many of each reason."""
-    counts: Counter[str] = Counter()
-    for batch in batches:
-        counts.update({reason: n for (_, reason), n in batch.trace.tally.dropped.items()})
-    return dict(counts)
 
 
 def loaded(dataset: TrainStream, number: int, workers: int, context: str) -> list[list[str]]:
@@ -201,14 +183,6 @@ def dirty(shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[s
     cut = write_shard(folder / "cut.tar", [good(i) for i in range(92, 96)])
     cut.write_bytes(cut.read_bytes()[:4096])
     return [*shards, str(write_shard(folder / "bad.tar", bad)), str(cut)]
-
-
-def as_worker(dataset: TrainStream, number: int, workers: int) -> Iterator[Batch]:
-    info = SimpleNamespace(id=number, num_workers=workers)
-    with mock.patch("salon.data.stream.get_worker_info", return_value=info):
-        batches = iter(dataset)
-        first = next(batches)  # it asks who it is when it begins
-    return itertools.chain([first], batches)
 
 
 LATE = metadata.make_rules([{"name": "late", "field": "number", "min": 3, "missing": "keep"}])
@@ -445,3 +419,62 @@ def test_a_pickle_in_a_shard_is_not_even_read(shard: Shard, tmp_path: Path) -> N
     assert not (tmp_path / "ran").exists()
     pickle.loads(payload)
     assert (tmp_path / "ran").exists(), "the payload works, so its silence says something"
+
+
+# -- shards that give nothing ------------------------------------------------------------------
+
+
+def test_shards_that_break_before_they_give_anything_end_the_run(
+    shards: list[str], tmp_path: Path
+) -> None:
+    """A network that is down must not be tried shard by shard for hours."""
+    gone = [str(tmp_path / f"{i}.tar") for i in range(8)]
+    patience = PATIENCE._replace(max_lost_shards=4)
+    with pytest.raises(ValueError, match=r"4 shards in a row.*shard_missing.*max_lost_shards"):
+        next(iter(stream(gone, lanes=1, patience=patience)))
+    mixed = [one for pair in zip(gone, shards * 2, strict=False) for one in pair]
+    batches = list(itertools.islice(stream(mixed, lanes=1, patience=patience, window=1), 40))
+    assert drops(batches)["shard_missing"] > 4
+
+
+def test_a_run_can_stop_where_a_shard_cannot_be_fetched_and_go_on_exactly(
+    shards: list[str], tmp_path: Path
+) -> None:
+    whole = keys(stream(shards, lanes=1), 24)
+    late = Path(shards[int(whole[6][0]) // 8])  # a shard that is opened after some batches
+    away = tmp_path / "away.tar"
+    late.rename(away)
+    seen: list[Batch] = []
+    try:
+        stops = stream(shards, lanes=1, patience=PATIENCE._replace(unreachable="stop"))
+        with pytest.raises(ValueError, match=r"cannot be fetched: shard_missing.*resume="):
+            seen.extend(iter(stops))  # what came before the error stays
+    finally:
+        away.rename(late)
+    assert 0 < len(seen) < 24
+    rest = stream(shards, lanes=1, start=len(seen), cursors=cursors(seen))
+    assert [b.keys for b in seen] + keys(rest, 24 - len(seen)) == whole
+
+
+def test_a_broken_shard_counts_as_what_it_lost(shard: Shard) -> None:
+    one = Path(shard(*[good(i) for i in range(10)]))
+    content = one.read_bytes()
+    whole = list(reader().candidates(str(one), "train"))
+    one.write_bytes(content[: len(content) // 2])
+    *_, last = reader().candidates(str(one), "train")
+    assert (last.reason, last.samples) == ("shard_truncated", 1)
+    kept = len(list(reader().candidates(str(one), "train"))) - 1
+    stats = one.with_name(f"{one.stem}_stats.json")
+    stats.write_text('{"successes": 10}')
+    *_, last = reader().candidates(str(one), "train")
+    assert last.samples == len(whole) - kept > 1
+    for nonsense in ("[]", '{"successes": "10"}', '{"successes": -3}', "{", "[" * 100_000):
+        stats.write_text(nonsense)
+        assert [*reader().candidates(str(one), "train")][-1].samples == 1
+
+
+def test_bad_candidates_in_a_row_end_the_run_too(shard: Shard) -> None:
+    """Samples without a picture, which are never decoded."""
+    one = shard(*[(f"{i:03d}", {"txt": b"x"}) for i in range(30)])
+    with pytest.raises(ValueError, match=r"20 bad samples in a row.*missing_image"):
+        next(iter(stream([one], lanes=1, patience=PATIENCE._replace(max_consecutive=20))))

@@ -9,7 +9,9 @@ import pytest
 from salon.data.reasons import Bad
 from salon.data.tally import EXAMPLES, Drop, Patience, Tally
 
-PATIENCE = Patience(max_bad_fraction=0.25, min_seen=8, max_consecutive=3)
+PATIENCE = Patience(
+    max_bad_fraction=0.25, min_seen=8, max_consecutive=3, max_lost_shards=9, unreachable="skip"
+)
 
 
 def drop(reason: str, number: int = 0, source: str = "web") -> Drop:

@@ -34,34 +34,37 @@ def images(count: int = 64) -> torch.Tensor:
     return torch.rand(count, 3, 16, 16, generator=generator) * 2 - 1
 
 
+def batch_of(x: torch.Tensor) -> Batch:
+    return Batch(x, ["a red circle"] * len(x), [""] * len(x))
+
+
 def test_latents_are_standard_and_go_back(model: LatentDiffusion) -> None:
     x = images(256)
-    model.measure_scale(x.split(64))
-    eps = torch.randn(256, *model.shape)
-    z = model.encode(x, eps)
+    model.measure_scale(map(batch_of, x.split(64)))
+    z = model.encode(batch_of(x), drawn=True)
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), atol=0.1, rtol=0)
     torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), atol=0.1, rtol=0)
     moments = model.autoencoder.encode(x)
     torch.testing.assert_close(
-        model.decode(model.encode(x, None)), model.autoencoder.decode(moments.mean)
+        model.decode(model.encode(batch_of(x), drawn=False)), model.autoencoder.decode(moments.mean)
     )
 
 
 def test_the_scale_is_measured_over_all_batches(model: LatentDiffusion) -> None:
     x = images(64)
-    model.measure_scale([x])
+    model.measure_scale([batch_of(x)])
     whole = model.latent_mean.clone(), model.latent_std.clone()
-    model.measure_scale(x.split(16))
+    model.measure_scale(map(batch_of, x.split(16)))
     torch.testing.assert_close(model.latent_mean, whole[0])
     torch.testing.assert_close(model.latent_std, whole[1])
-    model.measure_scale([x[:16]])
+    model.measure_scale([batch_of(x[:16])])
     assert not torch.allclose(model.latent_mean, whole[0])
 
 
 def test_captions_are_dropped_at_the_rate(
     model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model.measure_scale([images()])
+    model.measure_scale([batch_of(images())])
     model.drop = 0.25
     seen: list[float] = []
     null = model.null()
@@ -81,7 +84,7 @@ def test_captions_are_dropped_at_the_rate(
 
 
 def test_guidance_at_one_and_zero(model: LatentDiffusion) -> None:
-    model.measure_scale([images()])
+    model.measure_scale([batch_of(images())])
     torch.manual_seed(1)
     for parameter in model.unet.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -97,7 +100,7 @@ def test_guidance_at_one_and_zero(model: LatentDiffusion) -> None:
 
 def test_validation_loss_is_a_number_to_stop_on(model: LatentDiffusion) -> None:
     """The same at every call, whatever the generator does in between."""
-    model.measure_scale([images()])
+    model.measure_scale([batch_of(images())])
     told: list[float] = []
     model.log = lambda name, value, **_: told.append(float(value)) if name == "val/loss" else None  # type: ignore[method-assign]
     batch = Batch(images(16), ["a red circle"] * 16, [""] * 16)
@@ -111,7 +114,7 @@ def test_validation_loss_is_a_number_to_stop_on(model: LatentDiffusion) -> None:
 
 
 def test_only_the_unet_learns(model: LatentDiffusion) -> None:
-    model.measure_scale([images()])
+    model.measure_scale([batch_of(images())])
     model.train()
     batch = Batch(images(8), ["a red circle"] * 8, [""] * 8)
     torch.nn.init.normal_(model.unet.conv_out.weight)
@@ -124,7 +127,7 @@ def test_it_learns_one_batch(mini: Callable[..., DictConfig], model: LatentDiffu
     """Three flat pictures by heart, from their captions: the loss falls to a fraction."""
     x = torch.eye(3).mul(2).sub(1)[:, :, None, None].expand(3, 3, 16, 16).repeat(4, 1, 1, 1)
     model.autoencoder.quant_conv.get_parameter("bias").data[4:] = -30  # latents without noise
-    model.measure_scale([x])
+    model.measure_scale([batch_of(x)])
     batch = Batch(x, [f"a {c} circle" for c in ("red", "green", "blue")] * 4, [""] * 12)
     optimizer = torch.optim.AdamW(model.unet.parameters(), lr=3e-3)
     losses = []

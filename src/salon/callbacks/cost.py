@@ -41,11 +41,11 @@ class Cost(Callback):
         assert isinstance(pl_module, Trainee)
         if self._count is not None:
             self._count.__exit__(None, None, None)
-            self.train_flops_per_image = self._count.total / len(batch.images)
+            self.train_flops_per_image = self._count.total / len(batch.captions)
             self._count = None
         if self._began is not None:
             self.seconds += time.perf_counter() - self._began
-            self.images += len(batch.images)
+            self.images += len(batch.captions)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -14,10 +14,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from salon.data.reasons import Bad
+from salon.data.settings import number
 
 T = TypeVar("T")
 WEB, STORES = ("http", "https"), ("s3", "gs", "hf")
@@ -37,6 +38,21 @@ class Access(NamedTuple):
     backoff: float  # seconds before the second attempt; twice as long before each further one
     patience: float  # seconds of silence after which an attempt is given up; limits Retry-After too
     cache: str | None  # a folder where remote shards are kept, or None
+
+
+def make_access(
+    *, schemes: Sequence[str], attempts: int, backoff: float, patience: float, cache: str | None
+) -> Access:
+    """Raises ValueError that names data.access and the setting."""
+    unknown = [scheme for scheme in schemes if scheme not in SCHEMES]
+    if isinstance(schemes, str) or unknown:
+        raise ValueError(
+            f"data.access.schemes={schemes!r}: expected a list of some of {', '.join(SCHEMES)}"
+        )
+    number("data.access.attempts", attempts, least=1, whole=True)
+    number("data.access.backoff", backoff, least=0)
+    number("data.access.patience", patience, least=0.001)
+    return Access(tuple(schemes), attempts, backoff, patience, cache)
 
 
 # -- names -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from salon.data.reasons import Bad
+from salon.data.settings import number
 
 # All that Pillow raises on broken pictures. Two hundred thousand mutated JPEG, PNG and WebP files
 # raised no more; OSError includes UnidentifiedImageError, and ValueError UnicodeDecodeError. They
@@ -53,6 +54,24 @@ class ImageRules(NamedTuple):
     animated: str  # "first" frame, or "reject"
 
 
+def make_rules(
+    *, formats: Sequence[str], max_pixels: int, min_side: int, max_aspect: float, animated: str
+) -> ImageRules:
+    """Raises ValueError that names data.image and the setting."""
+    Image.init()
+    if not formats or isinstance(formats, str) or not {f.upper() for f in formats} <= {*Image.OPEN}:
+        raise ValueError(
+            f"data.image.formats={formats!r}: expected a list of Pillow's names, such as "
+            "[JPEG, PNG, WEBP]"
+        )
+    number("data.image.max_pixels", max_pixels, least=1, whole=True)
+    number("data.image.min_side", min_side, least=1, whole=True)
+    number("data.image.max_aspect", max_aspect, least=1)
+    if animated not in ("first", "reject"):
+        raise ValueError(f"data.image.animated={animated!r}: expected first or reject")
+    return ImageRules(tuple(formats), max_pixels, min_side, max_aspect, animated)
+
+
 class Header(NamedTuple):
     width: int  # as shown: EXIF orientation applied
     height: int
@@ -76,9 +95,7 @@ def decode(
 
     Raises Bad where the picture is refused by its header, and where it cannot be decoded.
     """
-    if crop not in ("center", "random"):
-        raise ValueError(f"data.image.crop={crop!r}: expected center or random")
-    assert crop == "center" or chance is not None
+    assert crop == "center" or (crop == "random" and chance is not None), crop
     image, shown, orientation = _opened(data, rules)
     # A JPEG is decoded at 1/2, 1/4 or 1/8 where twice the size is left to resize.
     wanted = (2 * size[0], 2 * size[1])
@@ -103,8 +120,6 @@ def decode(
 
 def _opened(data: bytes, rules: ImageRules) -> tuple[Image.Image, Header, int]:
     """The picture, not yet decoded; its header; its EXIF orientation, 1 to 8."""
-    if rules.animated not in ("first", "reject"):
-        raise ValueError(f"data.image.animated={rules.animated!r}: expected first or reject")
     if not data:
         raise Bad("image_empty", "no bytes")
     # A phone's MPO is a JPEG with more pictures behind it, which are no frames of a film. Pillow
@@ -112,13 +127,8 @@ def _opened(data: bytes, rules: ImageRules) -> tuple[Image.Image, Header, int]:
     kinds = tuple(kind.upper() for kind in rules.formats if kind.upper() != "MPO")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=kinds)
-    except KeyError as error:
-        raise ValueError(
-            f"data.image.formats={list(rules.formats)}: Pillow opens no {error}; expected Pillow's "
-            "names, such as JPEG, PNG, WEBP"
-        ) from error
     except BOMBS as error:
-        raise Bad("image_too_large", str(error)) from error
+        raise Bad("image_too_large", f"Pillow refuses it: {error}") from error
     except UNREADABLE as error:
         if any(_begins_as(data, kind) for kind in kinds):
             raise Bad("image_corrupt", f"in the header: {error}") from error

@@ -18,24 +18,17 @@ from torch.utils.data import DataLoader
 
 from salon.data import metadata, shapes
 from salon.data.access import Access
+from salon.data.buckets import Size
 from salon.data.captions import CaptionRules
 from salon.data.image import ImageRules
+from salon.data.lane import Cursor, LaneCursor, Place, Source
 from salon.data.openers import expand, opened, size_of
-from salon.data.reader import Candidate, Reader
+from salon.data.reader import Candidate, Reader, listed
 from salon.data.reasons import FILTERED, Bad
-from salon.data.stream import (
-    Cursor,
-    FixedSplit,
-    LaneCursor,
-    Place,
-    Source,
-    Trace,
-    TrainStream,
-    in_order,
-)
+from salon.data.stream import FixedSplit, Trace, TrainStream, in_order
 from salon.data.tally import Drop, Patience, Tally
 from salon.data.tar import Limits
-from salon.types import Batch, Prompt
+from salon.types import Batch, Latents, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +63,7 @@ class ShardData(LightningDataModule):
         workers: int,
         image: ImageRules,
         caption: CaptionRules,
+        buckets: Sequence[Size],  # (width, height) of training pictures; none: squares
         filters: Sequence[Mapping[str, Any]],  # as salon.data.metadata.make_rules takes them
         limits: Limits,
         access: Access,
@@ -85,6 +79,7 @@ class ShardData(LightningDataModule):
         self.resolution, self.batch_size, self.val_samples = resolution, batch_size, val_samples
         self.seed, self.lanes, self.window = seed, lanes, window
         self.workers, self.start_method, self.patience = workers, start_method, errors
+        self.buckets = [(int(wide), int(high)) for wide, high in buckets]
         self.tally = Tally()  # of what was trained on, on this rank
         self._units = 0  # batches of all ranks that were done when this process began
         self._batches = 0  # batches of each rank that were done then
@@ -158,7 +153,7 @@ class ShardData(LightningDataModule):
             )
         stream = TrainStream(
             sources, self.reader, self.patience, batch_size=self.batch_size, seed=self.seed,
-            lanes=lanes, window=self.window, rank=rank, ranks=ranks,
+            lanes=lanes, window=self.window, buckets=self.buckets, rank=rank, ranks=ranks,
             start=self._units, cursors=self._cursors,
         )  # fmt: skip
         return self._loader(stream, self.workers)
@@ -207,9 +202,8 @@ class ShardData(LightningDataModule):
         return found
 
     def _count(self, shard: str, source: str) -> int:
-        stats = Path(shard.removesuffix(".tar") + "_stats.json")  # as img2dataset writes it
-        if not self.reader.filters and "://" not in shard and stats.exists():
-            return int(json.loads(stats.read_text())["successes"])
+        if not self.reader.filters and (told := listed(shard)) is not None:
+            return told
         return sum(isinstance(x, Candidate) for x in self.reader.candidates(shard, source))
 
     # -- where the run stands ------------------------------------------------------------------
@@ -294,6 +288,7 @@ class ShardData(LightningDataModule):
             "lanes": self.lanes,
             "window": self.window,
             "identity": self.identity,
+            **({"buckets": [list(size) for size in self.buckets]} if self.buckets else {}),
         }
 
     # -- for everybody else --------------------------------------------------------------------
@@ -302,6 +297,10 @@ class ShardData(LightningDataModule):
         """The first batches of a split, the same on every rank; fewer where it has fewer."""
         number = self._count_up_to(number * self.batch_size, split) // self.batch_size
         yield from self._fixed(split, batches=number)
+
+    def first_batches(self, number: int) -> Iterator[Batch | Latents]:
+        """Of the training split as a model is fed it, always the same ones, in order."""
+        yield from self.batches("train", number)
 
     def captions(self, split: str, limit: int) -> Iterator[str]:
         """The captions of a split, at most `limit`, without decoding a picture."""
@@ -330,12 +329,18 @@ class ShardData(LightningDataModule):
 
 def to_plain(cursor: LaneCursor) -> list[Any]:
     """Lists of numbers, which a safe checkpoint can hold; later ones compare as greater."""
-    return [cursor.drawn, [[list(c.place), c.window, c.taken] for c in cursor.sources]]
+    return [
+        cursor.drawn,
+        [[list(c.place), c.window, c.taken, *c.waiting] for c in cursor.sources],
+    ]
 
 
 def from_plain(plain: list[Any]) -> LaneCursor:
     drawn, sources = plain
-    return LaneCursor(drawn, tuple(Cursor(Place(*at), n, taken) for at, n, taken in sources))
+    return LaneCursor(
+        drawn,
+        tuple(Cursor(Place(*at), n, taken, tuple(waiting)) for at, n, taken, *waiting in sources),
+    )
 
 
 def _exact(found: Candidate) -> Prompt | None:

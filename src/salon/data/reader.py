@@ -9,8 +9,10 @@ untrusted input: nothing in them is unpickled or run, and no name in them is use
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +51,19 @@ class Candidate(NamedTuple):
         return Drop(self.source, bad.reason, self.shard, self.encoded.key, bad.detail)
 
 
+class Reads(Protocol):
+    """What the stream asks of a reader."""
+
+    def candidates(self, shard: str, source: str) -> Iterator[Candidate | Drop]: ...
+
+    @property
+    def draws(self) -> bool: ...
+
+    def decode(self, candidate: Candidate, chance: np.random.Generator) -> Any: ...
+
+    def collate(self, made: Sequence[Any]) -> Any: ...
+
+
 class Reader(NamedTuple):
     """How samples are read; the same for the training stream and the fixed splits."""
 
@@ -62,12 +77,17 @@ class Reader(NamedTuple):
 
     def candidates(self, shard: str, source: str) -> Iterator[Candidate | Drop]:
         """The samples of a shard in the order in which they stand, and what of them is lost."""
+        stood = 0
         try:
             with opened(shard, self.access) as stream:
                 for found in samples(stream, limits=self.limits, extensions=MEMBERS):
+                    if isinstance(found, Lost) and found.key is None:
+                        raise Bad(found.reason, found.detail)
+                    stood += 1
                     yield self._filtered(found, shard, source)
-        except Bad as bad:  # it cannot be opened, or the network failed on the way
-            yield Drop(source, bad.reason, shard, None, bad.detail)
+        except Bad as bad:  # it cannot be opened, breaks off, or the network failed on the way
+            lost = max(1, (listed(shard) or 0) - stood)
+            yield Drop(source, bad.reason, shard, None, bad.detail, lost)
 
     def _filtered(self, found: Encoded | Lost, shard: str, source: str) -> Candidate | Drop:
         if isinstance(found, Lost):
@@ -103,16 +123,38 @@ class Reader(NamedTuple):
         members = candidate.encoded.members
         return captions.choose(members, candidate.metadata, self.caption, chance)
 
-    def decode(self, candidate: Candidate, chance: np.random.Generator) -> Sample | Drop:
+    def decode(
+        self,
+        candidate: Candidate,
+        chance: np.random.Generator,
+        size: tuple[int, int] | None = None,  # (width, height); None: the square
+    ) -> Sample | Drop:
         try:
             caption = self.caption_of(candidate, chance)
             pixels = image.decode(
                 picture_of(candidate.encoded), self.image,
-                size=(self.resolution, self.resolution), crop=self.crop, chance=chance,
+                size=size or (self.resolution, self.resolution), crop=self.crop, chance=chance,
             )  # fmt: skip
         except Bad as bad:
             return candidate.drop(bad)
         return Sample(pixels, caption, candidate.encoded.key)
+
+    def collate(self, made: Sequence[Sample]) -> Batch:
+        pixels = torch.from_numpy(np.stack([sample.image for sample in made]))  # (N, H, W, 3)
+        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+        return Batch(images, [s.caption for s in made], [s.key for s in made])
+
+
+def listed(shard: str) -> int | None:
+    """How many samples a local shard has, where a list beside it tells, as img2dataset's does."""
+    if "://" in shard:
+        return None
+    path = Path(shard.removesuffix(".tar") + "_stats.json")
+    try:
+        successes = json.loads(path.read_bytes())["successes"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None  # most shards have no such list, and nobody has vouched for this one either
+    return successes if isinstance(successes, int) and successes >= 0 else None
 
 
 def picture_of(found: Encoded) -> bytes:
@@ -122,9 +164,3 @@ def picture_of(found: Encoded) -> bytes:
             return found.members[name]
     names = ", ".join(f".{name}" for name in found.members) or "nothing that is read"
     raise Bad("missing_image", f"only {names}; expected one of {', '.join(PICTURES)}")
-
-
-def collate(made: Sequence[Sample]) -> Batch:
-    pixels = torch.from_numpy(np.stack([sample.image for sample in made]))  # (N, H, W, 3)
-    images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
-    return Batch(images, [s.caption for s in made], [s.key for s in made])

@@ -6,14 +6,17 @@ are counted apart, so that a strict filter never looks like a broken download.
 
 from __future__ import annotations
 
-# A whole shard, or what is left of it from the defect on.
-SHARD = {
+# A shard that cannot be fetched now, and perhaps later.
+UNREACHABLE = {
     "shard_missing": "no such file, or the server says 404 or 410",
     "shard_refused": "no permission, or the server says 401 or 403",
     "shard_http": "another answer of the server than the file, after all attempts",
     "shard_timeout": "the server was silent for too long, in every attempt",
     "shard_short": "fewer bytes came than the server had announced, in every attempt",
     "shard_unreadable": "the file system or the network failed while it was read",
+}
+# A whole shard, or what is left of it from the defect on.
+SHARD = UNREACHABLE | {
     "shard_compressed": "gzip, bzip2, xz, zstd or zip; expected a plain tar",
     "shard_truncated": "it ends within a member, or without the mark of its end",
     "shard_corrupt": "a header whose checksum or numbers are wrong",

@@ -18,53 +18,22 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from salon.data.reader import Candidate, Reader, Sample, collate
+from salon.data.buckets import BucketLane, Size
+from salon.data.lane import BEGIN, IDLE, SAMPLE, SOURCE, Lane, LaneCursor, Source
+from salon.data.reader import Candidate, Reads
 from salon.data.reasons import FILTERED
 from salon.data.tally import Drop, Patience, Tally
 from salon.types import Batch
 
 log = logging.getLogger(__name__)
 
-# The first numbers of each generator's seed after the run's own: what is drawn with it.
-ORDER, WINDOW, SAMPLE, SOURCE = 0, 1, 2, 3
 BLOCK = 1024  # draws of sources that one generator makes
-
-
-class Source(NamedTuple):
-    name: str
-    shards: Sequence[str]
-    weight: float  # its share of the samples, next to the others' weights
-
-
-class Place(NamedTuple):
-    """Before which candidate a walk stands."""
-
-    passage: int  # passes that are done
-    shard: int  # shards of this pass, of this lane, that are done
-    item: int  # of this shard, candidates and drops that are done
-
-
-class Cursor(NamedTuple):
-    """Where a lane stands in one source."""
-
-    place: Place  # where the window begins
-    window: int  # windows that are done
-    taken: int  # samples of this window that are done
-
-
-class LaneCursor(NamedTuple):
-    drawn: int  # samples that are done, of all sources
-    sources: tuple[Cursor, ...]
-
-
-BEGIN = Cursor(Place(0, 0, 0), 0, 0)
 
 
 class Trace(NamedTuple):
@@ -76,123 +45,12 @@ class Trace(NamedTuple):
     tally: Tally  # of its samples, and of what was dropped on the way to it
 
 
-class Step(NamedTuple):
-    """A sample, where the lane stands after it, and what was dropped before it."""
-
-    sample: Sample
-    cursor: Cursor
-    drops: Tally
-
-
-class Lane:
-    """One lane's walk through one source."""
-
-    def __init__(
-        self, source: Source, reader: Reader, patience: Patience, *,
-        seed: int, lane: int, lanes: int, window: int, number: int,
-    ) -> None:  # fmt: skip
-        self.source, self.reader, self.patience = source, reader, patience
-        self.seed, self.lane, self.lanes, self.window = seed, lane, lanes, window
-        self.salt = [number] if number else []  # of all sources but the first
-
-    def steps(self, start: Cursor) -> Iterator[Step]:
-        """Samples from `start` on, for ever. Raises ValueError where too many in a row are bad."""
-        in_a_row = 0
-        waiting = Tally()
-        for cursor, window, after, drops in self.windows(start):
-            if not cursor.taken:  # else they were told with the first sample of this window
-                waiting.merge(drops)
-            order = self.rng(WINDOW, self.lane, cursor.window).permutation(len(window))
-            for taken in range(cursor.taken, len(window)):
-                chance = self.chance(cursor.window, taken)
-                sample = self.reader.decode(window[order[taken]], chance)
-                if isinstance(sample, Drop):
-                    waiting.add({}, [sample])
-                    in_a_row += 1
-                    self.patience.bear(in_a_row, sample)
-                    continue
-                in_a_row = 0
-                done = cursor._replace(taken=taken + 1)
-                if taken + 1 == len(window):
-                    done = Cursor(after, cursor.window + 1, 0)
-                yield Step(sample, done, waiting)
-                waiting = Tally()
-
-    def windows(self, start: Cursor) -> Iterator[tuple[Cursor, list[Candidate], Place, Tally]]:
-        """Where each begins, its candidates, where the next begins, what was dropped meanwhile."""
-        walk = self.walk(start.place)
-        cursor = start
-        while True:
-            window: list[Candidate] = []
-            drops = Tally()
-            for place, item in walk:
-                after = place
-                if isinstance(item, Drop):
-                    drops.add({}, [item])
-                    continue
-                window.append(item)
-                if len(window) == self.window:
-                    break
-            yield cursor, window, after, drops
-            cursor = Cursor(after, cursor.window + 1, 0)
-
-    def walk(self, start: Place) -> Iterator[tuple[Place, Candidate | Drop]]:
-        """The lane's shards, pass after pass; each item with the place after it."""
-        for passage in itertools.count(start.passage):
-            found = False
-            mine = self.dealt(passage)
-            for number in range(start.shard, len(mine)):
-                items = self.reader.candidates(self.source.shards[mine[number]], self.source.name)
-                first = start.item
-                for place, item in enumerate(itertools.islice(items, first, None), first + 1):
-                    found = found or isinstance(item, Candidate)
-                    yield Place(passage, number, place), item
-                start = Place(passage, number + 1, 0)
-            # An empty shard among others is no harm: the next pass deals this lane another one.
-            if not found and mine:
-                self.expect_something()
-            start = Place(passage + 1, 0, 0)
-
-    def dealt(self, passage: int) -> list[int]:
-        """This lane's shards of a pass. Fewer shards than lanes take turns, pass by pass."""
-        count = len(self.source.shards)
-        order = self.rng(ORDER, passage).permutation(count)
-        first = self.lane if count >= self.lanes else (self.lane - passage) % self.lanes
-        return [int(i) for i in order[first :: self.lanes]]
-
-    def expect_something(self) -> None:
-        """Raises ValueError where no shard of the source holds a candidate."""
-        drops: Counter[str] = Counter()
-        for shard in self.source.shards:
-            for item in self.reader.candidates(shard, self.source.name):
-                if isinstance(item, Candidate):
-                    return
-                drops[item.reason] += 1
-        said = ", ".join(f"{reason} {n:,} times" for reason, n in drops.most_common(5))
-        raise ValueError(
-            f"data source {self.source.name!r}: no sample to train on in any of "
-            f"{len(self.source.shards)} shards ({said or 'they are empty'}). Look at them: "
-            f"python -m salon.data check {self.source.shards[0]}"
-        )
-
-    def chance(self, window: int, taken: int) -> np.random.Generator:
-        """Of one sample's own draws, which depend on nothing but where it stands."""
-        if not self.reader.draws:
-            return IDLE
-        return self.rng(SAMPLE, self.lane, window, taken)
-
-    def rng(self, *what: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *what, *self.salt])
-
-
-IDLE = np.random.default_rng(0)  # for readers that draw nothing
-
-
 class Mixture:
-    """One lane of all sources: each sample's source is drawn by the sources' weights."""
+    """One lane of all sources: each step's source is drawn by the sources' weights."""
 
     def __init__(self, lanes: Sequence[Lane], *, seed: int, lane: int) -> None:
         self.lanes, self.seed, self.lane = lanes, seed, lane
+        self.collate = lanes[0].reader.collate
         weights = np.array([lane.source.weight for lane in lanes], dtype=np.float64)
         self.shares = weights / weights.sum()
 
@@ -202,19 +60,20 @@ class Mixture:
         cursors, drawn = list(start.sources), start.drawn
         sources = self.sources(drawn)
         while True:
-            made: list[Sample] = []
+            made: list[Any] = []
             tally = Tally()
-            for which in itertools.islice(sources, size):
+            while len(made) < size:
+                which = next(sources)
                 step = next(steps[which])
-                made.append(step.sample)
+                made += step.samples
                 tally.merge(step.drops)
-                tally.used[self.lanes[which].source.name] += 1
+                tally.used[self.lanes[which].source.name] += len(step.samples)
                 cursors[which] = step.cursor
-            drawn += size
-            yield collate(made), LaneCursor(drawn, tuple(cursors)), tally
+                drawn += 1
+            yield self.collate(made), LaneCursor(drawn, tuple(cursors)), tally
 
     def sources(self, drawn: int) -> Iterator[int]:
-        """Which source each sample is of, from sample `drawn` on."""
+        """Which source each step is of, from step `drawn` on."""
         if len(self.lanes) == 1:
             yield from itertools.repeat(0)
         for block in itertools.count(drawn // BLOCK):
@@ -229,13 +88,14 @@ class TrainStream(IterableDataset[Batch]):
     def __init__(
         self,
         sources: Sequence[Source],
-        reader: Reader,
+        reader: Reads,
         patience: Patience,
         *,
         batch_size: int,
         seed: int,
         lanes: int,  # a multiple of ranks x workers
         window: int,  # candidates that a lane shuffles among themselves
+        buckets: Sequence[Size] = (),  # none: all pictures are cut to the same square
         rank: int = 0,
         ranks: int = 1,
         start: int = 0,  # batches that all ranks together have seen
@@ -243,6 +103,7 @@ class TrainStream(IterableDataset[Batch]):
     ) -> None:
         self.sources, self.reader, self.patience = list(sources), reader, patience
         self.batch_size, self.seed, self.lanes, self.window = batch_size, seed, lanes, window
+        self.buckets = tuple(buckets)
         self.rank, self.ranks, self.start, self.cursors = rank, ranks, start, dict(cursors or {})
 
     def __iter__(self) -> Iterator[Batch]:
@@ -262,17 +123,16 @@ class TrainStream(IterableDataset[Batch]):
             yield batch._replace(trace=Trace(unit, lane, cursor, tally))
 
     def _batches(self, lane: int) -> Iterator[tuple[Batch, LaneCursor, Tally]]:
-        mixture = Mixture(
-            [
-                Lane(
-                    source, self.reader, self.patience, seed=self.seed, lane=lane,
-                    lanes=self.lanes, window=self.window, number=number,
-                )
-                for number, source in enumerate(self.sources)
-            ],
-            seed=self.seed,
-            lane=lane,
-        )  # fmt: skip
+        own = {"buckets": self.buckets, "batch_size": self.batch_size} if self.buckets else {}
+        make: Any = BucketLane if self.buckets else Lane
+        walks = [
+            make(
+                source=source, reader=self.reader, patience=self.patience, seed=self.seed,
+                lane=lane, lanes=self.lanes, window=self.window, number=number, **own,
+            )
+            for number, source in enumerate(self.sources)
+        ]  # fmt: skip
+        mixture = Mixture(walks, seed=self.seed, lane=lane)
         begin = LaneCursor(0, (BEGIN,) * len(self.sources))
         return mixture.batches(self.cursors.get(lane, begin), self.batch_size)
 
@@ -284,7 +144,7 @@ class FixedSplit(IterableDataset[Batch]):
     """
 
     def __init__(
-        self, sources: Sequence[Source], reader: Reader, patience: Patience, *,
+        self, sources: Sequence[Source], reader: Reads, patience: Patience, *,
         batch_size: int, batches: int, rank: int = 0, ranks: int = 1,
     ) -> None:  # fmt: skip
         assert batches % ranks == 0, (batches, ranks)
@@ -313,14 +173,14 @@ class FixedSplit(IterableDataset[Batch]):
                 )  # fmt: skip
                 return
             if number % self.ranks == self.rank:
-                yield collate(batch)
+                yield self.reader.collate(batch)
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Any]:
         in_a_row = 0
         for number, item in enumerate(in_order(self.sources, self.reader)):
             chance = np.random.default_rng([0, SAMPLE, number]) if self.reader.draws else IDLE
             made = item if isinstance(item, Drop) else self.reader.decode(item, chance)
-            if isinstance(made, Sample):
+            if not isinstance(made, Drop):
                 in_a_row = 0
                 yield made
             elif not made.reason.startswith(FILTERED):
@@ -329,7 +189,7 @@ class FixedSplit(IterableDataset[Batch]):
                 self.patience.bear(in_a_row, made)
 
 
-def in_order(sources: Sequence[Source], reader: Reader) -> Iterator[Candidate | Drop]:
+def in_order(sources: Sequence[Source], reader: Reads) -> Iterator[Candidate | Drop]:
     """All of them, shard after shard."""
     for source in sources:
         for shard in source.shards:

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from salon.data.reasons import BAD, FILTERED
+from salon.data.reasons import BAD, FILTERED, UNREACHABLE
+from salon.data.settings import number
 
 EXAMPLES = 5  # of each reason, the first ones
 
@@ -23,6 +24,7 @@ class Drop(NamedTuple):
     shard: str
     key: str | None  # None: of the shard itself
     detail: str
+    samples: int = 1  # that it stands for, where a broken shard's own list tells
 
     @property
     def place(self) -> str:
@@ -35,6 +37,23 @@ class Patience(NamedTuple):
     max_bad_fraction: float  # of what was read, without what a filter left out
     min_seen: int  # samples before a fraction says something
     max_consecutive: int  # bad ones in a row
+    max_lost_shards: int  # shards in a row that gave nothing
+    unreachable: str  # a shard that cannot be fetched: "skip" it, or "stop"
+
+    def bear_shard(self, in_a_row: int, last: Drop) -> None:
+        """Raises ValueError where a shard broke that must not, or too many in a row did."""
+        if last.reason in UNREACHABLE and self.unreachable == "stop":
+            raise ValueError(
+                f"{last.shard} of source {last.source!r} cannot be fetched: {last.reason}: "
+                f"{last.detail}. When it can be, go on from the last checkpoint with the same "
+                "sequence: resume=RUN_FOLDER; data.errors.unreachable=skip goes on without it"
+            )
+        if in_a_row >= self.max_lost_shards:
+            raise ValueError(
+                f"{in_a_row:,} shards in a row of source {last.source!r} gave nothing, the last "
+                f"{last.shard}: {last.reason}: {last.detail}. Is the place they lie in reachable? "
+                "data.errors.max_lost_shards=N allows more"
+            )
 
     def bear(self, in_a_row: int, last: Drop) -> None:
         """Raises ValueError where so many bad samples in a row are too many."""
@@ -44,6 +63,26 @@ class Patience(NamedTuple):
                 f"{last.place}: {last.reason}: {last.detail}. Leave these shards out, or mend what "
                 "they are made of; data.errors.max_consecutive=N allows more"
             )
+
+
+def make_patience(
+    *,
+    max_bad_fraction: float,
+    min_seen: int,
+    max_consecutive: int,
+    max_lost_shards: int,
+    unreachable: str,
+) -> Patience:
+    """Raises ValueError that names data.errors and the setting."""
+    patience = Patience(max_bad_fraction, min_seen, max_consecutive, max_lost_shards, unreachable)
+    number("data.errors.max_bad_fraction", patience.max_bad_fraction, least=0, most=1)
+    for name in ("min_seen", "max_consecutive", "max_lost_shards"):
+        number(f"data.errors.{name}", getattr(patience, name), least=1, whole=True)
+    if patience.unreachable not in ("skip", "stop"):
+        raise ValueError(
+            f"data.errors.unreachable={patience.unreachable!r}: expected 'skip' or 'stop'"
+        )
+    return patience
 
 
 class Tally:
@@ -56,7 +95,7 @@ class Tally:
         self.used.update(used)
         for drop in drops:
             at = (drop.source, drop.reason)
-            self.dropped[at] += 1
+            self.dropped[at] += drop.samples
             shown = self.examples.setdefault(at, [])
             if len(shown) < EXAMPLES:
                 shown.append(f"{drop.place}: {drop.detail}")

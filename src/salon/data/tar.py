@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, NoReturn
 
 from salon.data.reasons import Bad
+from salon.data.settings import number
 
 BLOCK = 512  # a tar is made of these
 CHUNK = 256 * 1024  # bytes asked of the stream at a time
@@ -40,6 +41,14 @@ class Limits(NamedTuple):
     member: int  # bytes of one member
     json: int  # bytes of a .json
     header: int  # bytes of one extended header (pax, GNU long name)
+
+
+def make_limits(*, member: int, json: int, header: int) -> Limits:
+    """Raises ValueError that names data.limits and the setting."""
+    limits = Limits(member, json, header)
+    for name, value in limits._asdict().items():
+        number(f"data.limits.{name}", value, least=1, whole=True)
+    return limits
 
 
 class Encoded(NamedTuple):

@@ -43,6 +43,10 @@ class Autoencoder(Trainee):
         self.network, self.l1, self.l2, self.beta = network, l1, l2, beta
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
 
+    @property
+    def stride(self) -> int:
+        return self.network.factor
+
     def reconstruct(self, images: Tensor) -> Tensor:
         """Through the latents' mean, in [-1, 1]."""
         return self.network.decode(self.network.encode(images).mean).clamp(-1, 1)

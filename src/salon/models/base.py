@@ -77,6 +77,19 @@ class Trainee(LightningModule):
     def on_validation_end(self) -> None:
         self.validated_at = self.batches_seen
 
+    # -- what it can be fed --------------------------------------------------------------------
+
+    @property
+    def stride(self) -> int | None:
+        """What the sides of training pictures must divide by, whatever their proportions; None:
+        only squares of the data's resolution will do."""
+        return None
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Frozen networks by name, where what they make of the data may be computed once, before
+        the training (`Latents` in place of `Batch`); none where training needs the pictures."""
+        return {}
+
     # -- optimisation -------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -15,21 +15,22 @@ N images, C latent channels, h = H / factor, L tokens, D the tower's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from salon.diffusion.guidance import drop_condition, guided
 from salon.diffusion.samplers import SAMPLERS, STOCHASTIC
 from salon.diffusion.schedule import Noised, Process, denoiser
 from salon.models.base import MakeOptimizer, Schedule, TextToImage, chance, noise
-from salon.nn.autoencoder import AutoencoderKL, sample
+from salon.nn.autoencoder import AutoencoderKL
 from salon.nn.unet import UNet
 from salon.text.base import TextTower
-from salon.types import Batch, Text
+from salon.types import Batch, Latents, Text
 
 
 class LatentDiffusion(TextToImage):
@@ -84,39 +85,56 @@ class LatentDiffusion(TextToImage):
         self.register_buffer("latent_mean", torch.full((channels, 1, 1), torch.nan))
         self.register_buffer("latent_std", torch.full((channels, 1, 1), torch.nan))
 
+    @property
+    def stride(self) -> int:
+        return self.autoencoder.factor * self.unet.factor
+
     # -- latents ------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         if self.latent_std.isnan().any():
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.measure_scale(b.images for b in data.batches("train", self.scale_batches))
+            self.measure_scale(data.first_batches(self.scale_batches))
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"autoencoder": self.autoencoder, "text": self.text}
 
     @torch.no_grad()
-    def measure_scale(self, batches: Any) -> None:
+    def moments(self, batch: Batch | Latents) -> tuple[Tensor, Tensor]:
+        """Mean and std of each picture's latent, both (N, C, h, w)."""
+        if isinstance(batch, Latents):
+            return batch.mean, batch.std
+        found = self.autoencoder.encode(batch.images)
+        return found.mean, torch.exp(0.5 * found.logvar)
+
+    @torch.no_grad()
+    def measure_scale(self, batches: Iterable[Batch | Latents]) -> None:
         """Mean and std of each latent channel over many images, so that z0 is standard.
 
         Stable Diffusion measures one number over its first batch; per channel and over many, it
         does not depend on what that batch held.
         """
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-        for images in batches:
-            moments = self.autoencoder.encode(images.to(self.device))
+        for batch in batches:
             # On the CPU, since not every accelerator has float64.
-            z, variance = moments.mean.cpu().double(), moments.logvar.cpu().double().exp()
+            z, s = (x.cpu().double() for x in self.moments(move_data_to_device(batch, self.device)))
             count += z[:, 0].numel()
             total = total.to(z) + z.sum((0, 2, 3))  # (C)
-            squares = squares.to(z) + (z.square() + variance).sum((0, 2, 3))
+            squares = squares.to(z) + (z.square() + s.square()).sum((0, 2, 3))
         mean = total / count
         self.latent_mean.copy_(mean.view_as(self.latent_mean))
         std = (squares / count - mean.square()).sqrt()
         self.latent_std.copy_(std.view_as(self.latent_std))
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, eps: Tensor | None) -> Tensor:
-        """Images (N, 3, H, W) to standard latents (N, C, h, w); eps None takes the mean."""
-        moments = self.autoencoder.encode(images)
-        z = moments.mean if eps is None else sample(moments, eps)
+    def encode(self, batch: Batch | Latents, *, drawn: bool) -> Tensor:
+        """Pictures as standard latents (N, C, h, w), drawn or their mean."""
+        z, std = self.moments(batch)
+        if drawn:
+            z = z + std * torch.randn(z.shape, device=self.device)
         return (z - self.latent_mean) / self.latent_std
+
+    def read(self, batch: Batch | Latents) -> Text:
+        return batch.text if isinstance(batch, Latents) else self.text(batch.captions)
 
     @torch.no_grad()
     def decode(self, z0: Tensor) -> Tensor:
@@ -135,28 +153,28 @@ class LatentDiffusion(TextToImage):
         output = self.network(noised.x, t, text)
         return (output.float() - noised.target).square().mean((1, 2, 3))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        count, device = len(batch.images), self.device
-        z0 = self.encode(batch.images, torch.randn(count, *self.shape, device=device))
+    def training_step(self, batch: Batch | Latents, batch_idx: int) -> Tensor:
+        count, device = len(batch.captions), self.device
+        z0 = self.encode(batch, drawn=True)
         # One draw from each of N equal slices: the same law, and less noise between batches.
         slices = torch.arange(count, device=device) + torch.rand(count, device=device)
         t = self.process.times((slices / count).clamp(1e-4, 1 - 1e-4))
-        text = self.text(batch.captions)
+        text = self.read(batch)
         text = drop_condition(text, self.null(), torch.rand(count, device=device) < self.drop)
         noised = self.process.noised(z0, torch.randn_like(z0), t)
         loss = self.loss(noised, t, text).mean()
         self.log("train/loss", loss, batch_size=count)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | Latents, batch_idx: int) -> None:
         """The loss at fixed noise levels and noises: comparable between runs and over time."""
-        count = len(batch.images)
+        count = len(batch.captions)
         seed = chance(0, batch_idx, self.global_rank)
-        z0 = self.encode(batch.images, None)
+        z0 = self.encode(batch, drawn=False)
         eps = noise(range(seed % 2**31, seed % 2**31 + count), self.shape, self.device)
         levels = (torch.arange(count, device=self.device) + 0.5) / count
         t = self.process.times(levels)
-        losses = self.loss(self.process.noised(z0, eps, t), t, self.text(batch.captions))
+        losses = self.loss(self.process.noised(z0, eps, t), t, self.read(batch))
         quarters = dict(zip(("low", "mid_low", "mid_high", "high"), losses.chunk(4), strict=False))
         self.log("val/loss", losses.mean(), batch_size=count, sync_dist=True)
         for name, part in quarters.items():

@@ -109,6 +109,7 @@ class UNet(nn.Module):
                 f"unet: channels has {len(channels)} levels and attention {len(attention)}; "
                 "give one entry of each per level"
             )
+        self.factor = 2 ** (len(channels) - 1)  # which height and width must divide by
         width = 4 * channels[0]  # E
         self.time = TimeEmbedding(features=channels[0], width=width)
         # GLIDE (Nichol et al. 2022) and SDXL (Podell et al. 2023) tell the time embedding what the
@@ -160,7 +161,7 @@ class UNet(nn.Module):
         mask: Tensor | None = None,  # (N, L) bool, False where a token is padding
         pooled: Tensor | None = None,  # (N, D')
     ) -> Tensor:
-        factor = 2 ** (len(self.down) - 1)
+        factor = self.factor
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(
                 f"unet: {x.shape[2]} x {x.shape[3]} does not divide by {factor}, which "
