@@ -150,7 +150,7 @@ def main() -> None:
         shapes = sorted(map(str, folder.glob("*.tar")))
         jpegs = {
             side: write_jpegs(root / f"{side}", side, shards=8, each=each)
-            for side, each in ((256, 100), (512, 40), (1024, 16))
+            for side, each in ((256, 100), (512, 50), (1024, 25))
         }
         module = rules(folder)
         print(
@@ -174,7 +174,7 @@ def main() -> None:
         # A round is a whole pass: we read by the window, and webdataset drains its buffer at the
         # end of each pass.
         passes = [("shapes, 32 px PNG", shapes, 32, 1000, 8000)]
-        for side, each in ((256, 100), (512, 40), (1024, 16)):
+        for side, each in ((256, 100), (512, 50), (1024, 25)):
             passes.append((f"{side} px JPEG to 64 px", jpegs[side], 64, 2 * each, 8 * each))
         for name, shards, resolution, window, samples in passes:
             compare(

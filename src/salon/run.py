@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from salon import checkpoint, stages
+from salon import checkpoint, files, stages
 from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
 from salon.callbacks.save import SaveLast
 from salon.config import MODEL_ROOMS, TARGET, build, flatten, to_plain, unknown
@@ -285,9 +285,7 @@ def conclude(
             logger.log_metrics({"gate": gate.value})
     for logger in loggers:
         logger.finalize("success")
-    aside = folder / f"{stages.SUMMARY}.partial"
-    aside.write_text(json.dumps(summary, indent=2))
-    os.replace(aside, folder / stages.SUMMARY)
+    files.write(folder / stages.SUMMARY, json.dumps(summary, indent=2))
     return summary
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from salon import files
 
 REPORT = "data_report.json"
 
@@ -52,9 +53,8 @@ class Drops(Callback):
         tally = _tally(trainer)
         if tally is None or not trainer.is_global_zero:
             return
-        aside = self.folder / f".{REPORT}"
-        aside.write_text(json.dumps(tally.report(), indent=2, ensure_ascii=False))
-        os.replace(aside, self.folder / REPORT)
+        report = json.dumps(tally.report(), indent=2, ensure_ascii=False)
+        files.write(self.folder / REPORT, report)
 
 
 def _tally(trainer: Trainer) -> Tally | None:

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from salon import pictures
+from salon import files, pictures
 from salon.models.base import Trainee
 
 Clock = Callable[[], dict[str, int]]
@@ -147,12 +147,10 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def save(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        aside = self.path.with_suffix(".partial")
-        with aside.open("w", newline="") as file:
+        with files.aside(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(aside, self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -97,41 +97,51 @@ def choose(
 ) -> str:
     """The sample's caption. `chance` is asked only where there is something to choose.
 
+    Raises Bad, as `usable` does.
+    """
+    captions = _drawn(usable(members, metadata, rules), rules.weights, chance)
+    return captions[0] if len(captions) == 1 else captions[chance.integers(len(captions))]
+
+
+def usable(
+    members: Mapping[str, bytes], metadata: Mapping[str, Any] | None, rules: CaptionRules
+) -> list[tuple[int, list[str]]]:
+    """What `choose` may choose from: number of the key, and its captions.
+
     What cannot be used is passed over, as if it were not there. Where nothing can be used, Bad is
     raised with the reason of the first that is there.
     """
-    usable: list[tuple[int, list[str]]] = []  # number of the key, its captions
+    found: list[tuple[int, list[str]]] = []
     first: Bad | None = None
     for number, key in enumerate(rules.keys):
         captions = []
-        for found in _found(members, metadata, key):
+        for text in _found(members, metadata, key):
             try:
-                captions.append(_clean(found, key, rules))
+                captions.append(_clean(text, key, rules))
             except Bad as bad:
                 first = first or bad
         if captions:
-            usable.append((number, captions))
+            found.append((number, captions))
             if rules.weights is None:
                 break
-    if not usable:
+    if not found:
         raise first or Bad(
             "missing_caption",
             f"none of {', '.join(rules.keys)}; its members are {', '.join(members) or 'none'}",
         )
-    captions = _drawn(usable, rules.weights, chance)
-    return captions[0] if len(captions) == 1 else captions[chance.integers(len(captions))]
+    return found
 
 
 def _drawn(
-    usable: list[tuple[int, list[str]]],
+    found: list[tuple[int, list[str]]],
     weights: tuple[float, ...] | None,
     chance: np.random.Generator,
 ) -> list[str]:
-    if weights is None or len(usable) == 1:
-        return usable[0][1]
-    ends = list(itertools.accumulate(weights[number] for number, _ in usable))
+    if weights is None or len(found) == 1:
+        return found[0][1]
+    ends = list(itertools.accumulate(weights[number] for number, _ in found))
     place = bisect.bisect(ends, chance.random() * ends[-1], hi=len(ends) - 1)
-    return usable[place][1]
+    return found[place][1]
 
 
 def _found(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from salon import files
 from salon.data import image
 from salon.data.module import ShardData
 from salon.data.reader import Candidate, Reader, picture_of
@@ -35,7 +36,7 @@ def check(data: ShardData, *, split: str, decode: bool, out: Path) -> bool:
                 counts = (tally.used.total(), tally.bad, tally.filtered)
                 told = "{:,} good, {:,} bad, {:,} filtered".format(*counts)
                 progress.update(task, advance=1, told=told)
-    out.write_text(json.dumps(tally.report(), indent=2, ensure_ascii=False))
+    files.write(out, json.dumps(tally.report(), indent=2, ensure_ascii=False))
     console = Console()
     console.print(table(tally, [source.name for source in sources]))
     allowed = data.patience.max_bad_fraction

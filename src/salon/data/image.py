@@ -32,6 +32,7 @@ MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFFWEB
 # A progressive JPEG has about ten scans, and each goes over the whole picture: a thousand in 31 KB
 # take as long as a thousand pictures.
 MAX_SCANS = 100
+SEQUENTIAL = (b"\xc0", b"\xc1")  # JPEG's frames whose scans may hold all components at once
 GAP = 3.0  # what is left to bicubic after reduction by a whole number: indistinguishable from all
 TURNS = {  # EXIF orientation -> what shows the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -168,7 +169,8 @@ def _begins_as(data: bytes, kind: str) -> bool:
 
 def _orientation(image: Image.Image, data: bytes) -> int:
     """1 where there is no EXIF, and where it is broken: that is no reason to lose the picture."""
-    if image.format == "PNG" and "exif" not in image.info:  # it may stand behind the pixels
+    if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
+        # It may stand behind the pixels.
         late = next((data[a:b] for kind, a, b in _chunks(data) if kind == b"eXIf"), None)
         if late is not None:
             image.info["exif"] = late
@@ -205,10 +207,17 @@ def _check_png(data: bytes) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     """Pillow does not always miss the mark of the end, and would decode any number of scans."""
-    begin = 2
+    begin, frame = 2, 0
     while data[begin : begin + 1] == b"\xff" and data[begin + 1 : begin + 2] != b"\xda":
         filled = data[begin + 1 : begin + 2] == b"\xff"  # before a marker there may be more
+        frame = begin if data[begin + 1 : begin + 2] in SEQUENTIAL else frame
         begin += 1 if filled else 2 + int.from_bytes(data[begin + 2 : begin + 4], "big")
+    # Where the only frame is sequential and its first scan has all components, no other scan is
+    # decoded; what remains is the mark of the end, most often the last two bytes.
+    if frame and data[begin + 4 : begin + 5] == data[frame + 9 : frame + 10]:
+        if data.rfind(b"\xff\xd9", begin) < 0:
+            raise Bad("image_corrupt", "JPEG: cut off before its end")
+        return
     # In what is coded these two bytes do not occur; in a thumbnail, before it, they do.
     end = data.find(b"\xff\xd9", begin)
     if end < 0:
@@ -260,7 +269,8 @@ def _box(
 def _cut(image: Image.Image, size: tuple[int, int], box: tuple[float, ...]) -> NDArray[np.uint8]:
     left, top, right, bottom = box
     if (right - left, bottom - top) == size:
-        image = image.crop((int(left), int(top), int(right), int(bottom)))
+        if image.size != size:
+            image = image.crop((int(left), int(top), int(right), int(bottom)))
     else:
         image = image.resize(
             size, Image.Resampling.BICUBIC, box=(left, top, right, bottom), reducing_gap=GAP

@@ -10,11 +10,11 @@ The same source and settings give the same bytes, on every machine and after eve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from salon import files
 from salon.data.image import BOMBS, UNREADABLE
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def _claim(out: Path, source: Source, shard_size: int) -> None:
         if any(out.glob("*.tar")) or any(out.glob("*/*.tar")):
             raise ValueError(f"out={str(out)!r} holds shards of something else. Choose another")
         text = json.dumps({**told, "licence": source.licence}, indent=2, sort_keys=True)
-        _write(path, text.encode())
+        files.write(path, text)
         return
     try:
         found = json.loads(path.read_bytes())
@@ -206,15 +207,9 @@ def _judge(folder: Path, failed: Counter[str], written: int) -> None:
 
 
 def write_shard(folder: Path, shard: int, rows: Iterable[Row]) -> None:
-    """The three files of a shard, each written aside and renamed, the stats last."""
+    """The three files of a shard, the stats last."""
     name, records = f"{shard:05d}", []
-    aside = folder / f"{name}.tar.partial"
-    # Opened here: webdataset's own opener would run a path that begins with `pipe:`. The mtime and
-    # owner are fixed: the same samples give the same bytes.
-    with (
-        open(aside, "wb") as file,
-        wds.TarWriter(file, mtime=0, user="salon", group="salon", encoder=False) as tar,
-    ):
+    with shard_writer(folder / f"{name}.tar") as tar:
         for record, picture, extension in rows:
             records.append({name: record[name] for name in COLUMNS})
             if picture is not None:
@@ -224,11 +219,9 @@ def write_shard(folder: Path, shard: int, rows: Iterable[Row]) -> None:
                     "json": json.dumps(record, allow_nan=False).encode(),
                 }
                 tar.write({"__key__": record["key"], **members})
-    os.replace(aside, folder / f"{name}.tar")
-    aside = folder / f"{name}.parquet.partial"
-    with open(aside, "wb") as file:  # pyarrow too takes some paths for addresses
+    # pyarrow too takes some paths for addresses, so the file is opened here.
+    with files.aside(folder / f"{name}.parquet") as partial, open(partial, "wb") as file:
         pq.write_table(pa.Table.from_pylist(records, schema=pa.schema(COLUMNS.items())), file)
-    os.replace(aside, folder / f"{name}.parquet")
     status = Counter(record["error_message"] or "success" for record in records)
     stats = {
         "count": len(records),
@@ -237,13 +230,20 @@ def write_shard(folder: Path, shard: int, rows: Iterable[Row]) -> None:
         "failed_to_resize": len(records) - status["success"],  # where img2dataset counts these
         "status_dict": {message: n for message, n in sorted(status.items()) if n},
     }
-    _write(folder / f"{name}_stats.json", json.dumps(stats, indent=4).encode())
+    files.write(folder / f"{name}_stats.json", json.dumps(stats, indent=4))
 
 
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+@contextlib.contextmanager
+def shard_writer(path: Path) -> Iterator[wds.TarWriter]:
+    """Takes samples of bytes by extension; the same ones give the same bytes of the shard."""
+    # Opened here: webdataset's own opener would run a path that begins with `pipe:`. The mtime and
+    # owner are fixed.
+    with (
+        files.aside(path) as partial,
+        open(partial, "wb") as file,
+        wds.TarWriter(file, mtime=0, user="salon", group="salon", encoder=False) as tar,
+    ):
+        yield tar
 
 
 def _rows(source: Source, split: str, indices: range, shard: int, width: int) -> Iterator[Row]:
