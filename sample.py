@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from salon import draw, run
+from salon import doors, draw
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
@@ -12,5 +12,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with run.errors_for_people():
+    with doors.errors_for_people():
         main()

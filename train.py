@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from salon import run
+from salon import doors, run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -17,5 +17,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    with run.errors_for_people():
+    with doors.errors_for_people():
         main()

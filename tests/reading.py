@@ -27,7 +27,8 @@ RULES: dict[str, Any] = {
 }  # fmt: skip
 # What a data module takes besides its shards and sizes.
 READING: dict[str, Any] = {
-    **RULES, "filters": [], "buckets": (), "errors": PATIENCE, "start_method": None,
+    **RULES, "filters": [], "buckets": (), "precomputed": False, "precomputed_dir": "none",
+    "errors": PATIENCE, "start_method": None,
 }  # fmt: skip
 
 

@@ -31,7 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "checkpoint": {"config", "models"},
     "stages": {"checkpoint", "config"},
-    "run": {"callbacks", "checkpoint", "config", "files", "models", "stages"},
+    "precompute": {"checkpoint", "data", "files", "models", "types"},
+    "doors": {"config"},
+    "run": {"callbacks", "checkpoint", "config", "files", "models", "precompute", "stages"},
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
@@ -39,8 +41,8 @@ ROOMS: dict[str, set[str]] = {
 # Doors join everything, and nothing imports them.
 DOORS = {"salon.jury.evaluate", "salon.jury.__main__", "salon.data.__main__"}
 THIRD_PARTIES: dict[str, set[str]] = {
-    "hydra": {"stages", "run"},
-    "omegaconf": {"config", "stages", "run", "draw"},
+    "hydra": {"doors", "stages"},
+    "omegaconf": {"config", "doors", "stages", "run", "draw"},
     "wandb": {"callbacks"},
     "webdataset": {"data"},
     "open_clip": {"text", "metrics"},

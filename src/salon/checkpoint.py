@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from salon.config import MODEL_ROOMS, build
 from salon.models.base import Trainee
@@ -91,6 +92,28 @@ def load_weights(model: Trainee, state: dict[str, torch.Tensor], path: str) -> N
             f"{len(missing)} weights are missing and {len(unexpected)} are too many, such as "
             f"{(missing + unexpected)[0]!r}. It was written by another version of salon"
         )
+
+
+def device_of(name: str) -> torch.device:
+    """Of a setting: a name of torch's, or "auto": a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={name!r}: expected auto, cpu, cuda or cuda:0 ({error})"
+        ) from error
+
+
+def digest_of(module: nn.Module) -> str:
+    """Ten hex digits for a module's weights and buffers, whatever device they are on."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        plain = value.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {list(plain.shape)}".encode())
+        found.update(plain.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:10]
 
 
 def digest(path: str | Path) -> str:

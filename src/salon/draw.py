@@ -180,10 +180,7 @@ def read_prompts(given: str | Sequence[str]) -> list[str]:
 
 
 def load(file: Path, cfg: DictConfig) -> TextToImage:
-    device = cfg.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = checkpoint.load(file, ema=cfg.ema, device=device)
+    model = checkpoint.load(file, ema=cfg.ema, device=checkpoint.device_of(cfg.device))
     if not isinstance(model, TextToImage):
         raise ValueError(
             f"checkpoint={str(file)!r} holds a {type(model).__name__}, a stage that draws no "

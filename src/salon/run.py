@@ -10,26 +10,21 @@ import contextlib
 import datetime
 import json
 import logging
-import os
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException, MissingConfigException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from salon import checkpoint, files, stages
+from salon import checkpoint, files, precompute, stages
 from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
 from salon.callbacks.save import SaveLast
-from salon.config import MODEL_ROOMS, TARGET, build, flatten, to_plain, unknown
+from salon.config import MODEL_ROOMS, TARGET, build, to_plain, unknown
 from salon.models.base import Trainee, chance
 
 log = logging.getLogger(__name__)
@@ -54,6 +49,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     else:
         model = remake_model(cfg, resume, data.identity)
     check_shapes(data, model)
+    if data.precomputed:
+        data.use_precomputed(precompute.identities(model))
     OmegaConf.save(cfg, folder / CONFIG, resolve=True)
     callbacks = make_callbacks(cfg, folder)
     loggers = make_loggers(cfg, folder)
@@ -155,7 +152,8 @@ def remake_model(cfg: DictConfig, file: Path, identity: str) -> Trainee:
 
     Raises ValueError where the checkpoint is of another model than `cfg` describes.
     """
-    recipe = checkpoint.read(file)["salon"]
+    contents = checkpoint.read(file)
+    recipe = contents["salon"]
     staged = set(stages.nodes(cfg))
     before = {key: value for key, value in recipe["model"].items() if key not in staged}
     now = {key: value for key, value in to_plain(cfg.model).items() if key not in staged}
@@ -167,6 +165,8 @@ def remake_model(cfg: DictConfig, file: Path, identity: str) -> Trainee:
                 f"{wanted.get(key)}). Train into another folder: hydra.run.dir=FOLDER"
             )
     model: Trainee = build(recipe["model"], "model", rooms=MODEL_ROOMS)
+    # The Trainer loads them too, and later than what asks which networks the model has.
+    checkpoint.load_weights(model, contents["state_dict"], str(file))
     model.seed, model.recipe = cfg.seed, recipe
     return model
 
@@ -338,54 +338,3 @@ def _run_dir(resume: str | None, model: str) -> str:
 
 
 OmegaConf.register_new_resolver("salon.run_dir", _run_dir, use_cache=True, replace=True)
-
-
-@contextlib.contextmanager
-def errors_for_people() -> Iterator[None]:
-    """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # the exceptions themselves, instead of Hydra's short form
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\nstopped; go on with resume=RUN_FOLDER", file=sys.stderr)
-        sys.exit(130)
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {_explained(error)}", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, OSError) as error:
-        if os.environ.get("SALON_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: {error}\n(SALON_TRACEBACK=1 shows where)", file=sys.stderr)
-        sys.exit(2)
-
-
-def _explained(error: BaseException) -> str:
-    """Hydra's message, and for an unknown key the nearest known one."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _no_such_option(str(error.missing_cfg_file)) or str(error)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is missing; say {error.full_key}=VALUE (--help shows how)"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ConfigKeyError | AttributeError):
-        cause = cause.__cause__
-    root = getattr(cause, "parent_node", None)
-    if cause is None or root is None:
-        return str(error)
-    while root._get_parent() is not None:
-        root = root._get_parent()
-    known = [key for key in flatten(root) if not key.startswith("hydra.")]
-    return unknown(str(getattr(cause, "full_key", "")), known)
-
-
-def _no_such_option(missing: str) -> str | None:
-    """The message for GROUP/OPTION, which conf/ does not have."""
-    group, _, option = missing.removesuffix(".yaml").partition("/")
-    folder = Path(sys.argv[0]).resolve().parent / "conf" / group
-    names = sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))
-    if not names:
-        return None
-    nearest = get_close_matches(option, names, n=1, cutoff=0.0)[0]
-    return (
-        f"unknown choice {group}={option}; the nearest known one is {group}={nearest}. There are: "
-        f"{', '.join(names)}"
-    )

@@ -141,8 +141,9 @@ def composed(cfg: DictConfig, name: str, overrides: list[str]) -> DictConfig:
     stage.trainer.update(own)
     # Also where this run's config is resolved already, as a resumed run's is.
     stage.data.batch_size, stage.data.seed = "${batch_size}", "${seed}"
-    if "buckets" in stage.data:  # what others build on has seen squares, as the jury does
+    if "buckets" in stage.data:  # what others build on sees pictures, and squares, as the jury does
         stage.data.buckets.step = None
+        stage.data.precomputed = False
     stage.job_type = "stage"
     stage.resume = "auto"
     return stage

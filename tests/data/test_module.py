@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from reading import READING
-from salon.data.module import ShapesData, ShardData, to_plain
+from salon.data.module import ShapesData, ShardData
+from salon.data.position import to_plain
 from salon.data.tally import Patience
 from tars import encode, folder_of, good, noise, write_shard
 
@@ -122,7 +123,9 @@ def test_another_number_of_ranks_goes_on_with_the_same_sequence(
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
     for rank in ranks:
         rank.settle()
-    told += [({lane: to_plain(c) for lane, c in r._cursors.items()}, r.tally) for r in ranks]
+    for rank in ranks:
+        cursors = rank.position.cursors
+        told.append(({lane: to_plain(c) for lane, c in cursors.items()}, rank.tally))
     states = [saved(rank) for rank in ranks]
     assert states[0] == states[1], "every rank saves the same"
     assert len(json.dumps(states[0]["cursors"])) < 200

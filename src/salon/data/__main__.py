@@ -1,4 +1,4 @@
-"""python -m salon.data check|convert --help"""
+"""python -m salon.data check|convert|precompute --help"""
 
 import json
 import sys
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
 
-from salon import run
+from salon import checkpoint, doors, precompute, run, stages
 from salon.config import build
-from salon.data.check import check
+from salon.data.check import check, table
 from salon.data.convert import base, sources
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 SHARD = 1000  # samples in a converted shard, where nothing else is said
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="check")
+@hydra.main(version_base="1.3", config_path=str(doors.CONF), config_name="check")
 def look(cfg: DictConfig) -> None:
     if cfg.shards is not None:
         cfg.data.train = cfg.data.val = list(cfg.shards)
@@ -36,6 +36,30 @@ def run_check(words: list[str]) -> None:
         rest.append(f"shards={json.dumps(shards)}")
     sys.argv[1:] = rest
     look()
+
+
+@hydra.main(version_base="1.3", config_path=str(doors.CONF), config_name="precompute")
+def compute(cfg: DictConfig) -> None:
+    settings = cfg.precompute
+    with open_dict(cfg):
+        del cfg["precompute"]
+    run.check(cfg)
+    data = build(cfg.data, "data")
+    data.prepare_data()
+    model = run.make_model(cfg, stages.parts(cfg, data.identity, run.train), data.identity)
+    folder, tally = precompute.write(
+        model, data, batch_size=settings.batch_size, workers=cfg.data.workers,
+        device=checkpoint.device_of(settings.device),
+    )  # fmt: skip
+    if tally.dropped:
+        Console().print(table(tally, sorted(tally.report()["sources"])))
+    print(f"{tally.used.total():,} samples in {folder}")
+    print("train on them with the same settings: python train.py ... data.precomputed=true")
+
+
+def run_precompute(words: list[str]) -> None:
+    sys.argv[1:] = words
+    compute()
 
 
 CONVERT = """\
@@ -90,16 +114,17 @@ def parsed(key: str, text: str, kind: Callable[[str], Any]) -> Any:
 
 
 def main() -> None:
-    doors = {"check": run_check, "convert": run_convert}
-    if sys.argv[1:2] == [] or sys.argv[1] not in doors:
+    run_by = {"check": run_check, "convert": run_convert, "precompute": run_precompute}
+    if sys.argv[1:2] == [] or sys.argv[1] not in run_by:
         print(
             "usage: python -m salon.data check SHARDS... [KEY=VALUE ...]\n"
             "       python -m salon.data convert SOURCE FOLDER OUT [SETTING=VALUE ...]\n"
-            "Both tell more with --help."
+            "       python -m salon.data precompute [KEY=VALUE ...]\n"
+            "Each tells more with --help."
         )
         sys.exit(0 if sys.argv[1:2] == ["--help"] else 2)
-    with run.errors_for_people():
-        doors[sys.argv[1]](sys.argv[2:])
+    with doors.errors_for_people():
+        run_by[sys.argv[1]](sys.argv[2:])
 
 
 if __name__ == "__main__":

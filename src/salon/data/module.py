@@ -21,11 +21,13 @@ from salon.data.access import Access
 from salon.data.buckets import Size
 from salon.data.captions import CaptionRules
 from salon.data.image import ImageRules
-from salon.data.lane import Cursor, LaneCursor, Place, Source
+from salon.data.lane import Source
 from salon.data.openers import expand, opened, size_of
-from salon.data.reader import Candidate, Reader, listed
+from salon.data.position import Position
+from salon.data.precomputed import LatentReader, Networks, find, place
+from salon.data.reader import Candidate, Reader, Reads, listed
 from salon.data.reasons import FILTERED, Bad
-from salon.data.stream import FixedSplit, Trace, TrainStream, in_order
+from salon.data.stream import FixedSplit, TrainStream, in_order
 from salon.data.tally import Drop, Patience, Tally
 from salon.data.tar import Limits
 from salon.types import Batch, Latents, Prompt
@@ -64,6 +66,8 @@ class ShardData(LightningDataModule):
         image: ImageRules,
         caption: CaptionRules,
         buckets: Sequence[Size],  # (width, height) of training pictures; none: squares
+        precomputed: bool | str,  # true, or a folder: what `salon.data precompute` made
+        precomputed_dir: str,  # where its folders lie
         filters: Sequence[Mapping[str, Any]],  # as salon.data.metadata.make_rules takes them
         limits: Limits,
         access: Access,
@@ -80,11 +84,11 @@ class ShardData(LightningDataModule):
         self.seed, self.lanes, self.window = seed, lanes, window
         self.workers, self.start_method, self.patience = workers, start_method, errors
         self.buckets = [(int(wide), int(high)) for wide, high in buckets]
-        self.tally = Tally()  # of what was trained on, on this rank
-        self._units = 0  # batches of all ranks that were done when this process began
-        self._batches = 0  # batches of each rank that were done then
-        self._cursors: dict[int, LaneCursor] = {}
-        self._pending: Trace | None = None  # of the batch that is being trained on
+        self.precomputed, self.precomputed_dir = precomputed, precomputed_dir
+        self._made: tuple[Path, LatentReader] | None = None  # in place of the pictures
+        if precomputed:
+            self.check_squares("data.precomputed")
+        self.position = Position(errors)
 
     # -- which shards --------------------------------------------------------------------------
 
@@ -118,25 +122,75 @@ class ShardData(LightningDataModule):
             [s.name, s.weight, [[Path(url).name, size_of(url, access)] for url in s.shards]]
             for s in sources
         ]
-        reader = self.reader
-        rules = [
-            reader.resolution,
-            reader.crop,
-            repr([reader.image, reader.caption, reader.filters]),
-        ]
-        digest = hashlib.sha256(json.dumps([told, rules]).encode())
+        digest = hashlib.sha256(json.dumps([told, self._rules()]).encode())
         with opened(sources[0].shards[0], access) as first:  # tars are padded, so equal sizes
             digest.update(first.read(1 << 20))  # are common
         return digest.hexdigest()[:10]
 
+    def _rules(self) -> list[Any]:
+        """What of the config decides what a sample becomes."""
+        reader = self.reader
+        rules = repr([reader.image, reader.caption, reader.filters])
+        return [reader.resolution, reader.crop, rules]
+
     def has(self, split: str) -> bool:
         return self.patterns.get(split) is not None
+
+    # -- what was precomputed ------------------------------------------------------------------
+
+    def check_squares(self, wanted: str) -> None:
+        """Raises ValueError where a picture is not cut to one square, the same each time."""
+        for key, bad in (
+            ("data.crop=random", self.reader.crop == "random"),
+            ("data.buckets.step", bool(self.buckets)),
+        ):
+            if bad:
+                raise ValueError(
+                    f"{wanted} keeps one square of each picture, and {key} asks for others. Say "
+                    "data.crop=center data.buckets.step=null, or data.precomputed=false"
+                )
+
+    def made_by(self, networks: Networks) -> Path:
+        """The folder of what these networks made of this data."""
+        if isinstance(self.precomputed, str):
+            return Path(self.precomputed)
+        return place(Path(self.precomputed_dir), self.identity, networks)
+
+    def use_precomputed(self, networks: Networks) -> None:
+        """Feeds that in place of pictures and captions, for training and validation.
+
+        Raises ValueError where it is not there, or of other networks or data.
+        """
+        folder, reader = self.made_by(networks), self.reader
+        about = find(folder, self.identity, networks)
+        self._made = (
+            folder,
+            LatentReader(about, reader.caption, reader.limits, reader.access, reader.draws),
+        )
+
+    def _fed(self, split: str) -> tuple[list[Source], Reads]:
+        """What the Trainer reads of a split, and how."""
+        sources = self.sources(split)
+        if self._made is None:
+            return sources, self.reader
+        folder, latents = self._made
+        made = []
+        for number, source in enumerate(sources):
+            shards = expand("data.precomputed", str(folder / split / f"{number}"), latents.access)
+            if len(shards) != len(source.shards):
+                raise ValueError(
+                    f"data.precomputed: {folder / split / str(number)} has {len(shards)} shards, "
+                    f"expected {len(source.shards)}. Remove {folder} and make it again: "
+                    "python -m salon.data precompute KEY=VALUE ..."
+                )
+            made.append(Source(source.name, shards, source.weight))
+        return made, latents
 
     # -- for the Trainer -----------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Batch]:
         ranks, rank = self._ranks()
-        sources = self.sources("train")
+        sources, reader = self._fed("train")
         shards = sum(len(source.shards) for source in sources)
         lanes, stride = min(self.lanes, shards), ranks * max(1, self.workers)
         if lanes % stride:
@@ -146,22 +200,22 @@ class ShardData(LightningDataModule):
                 f"a multiple of {stride}, at most the number of shards, or lower data.workers"
             )
         wanted = self.batch_size * ranks
-        if (found := self._count_up_to(wanted, "train")) < wanted:
+        if (found := self._count_up_to(wanted, sources, reader)) < wanted:
             raise ValueError(
                 f"data.train has {found} samples, fewer than one batch of {self.batch_size} for "
                 f"{ranks} ranks. Lower the batch size: batch_size=N"
             )
         stream = TrainStream(
-            sources, self.reader, self.patience, batch_size=self.batch_size, seed=self.seed,
+            sources, reader, self.patience, batch_size=self.batch_size, seed=self.seed,
             lanes=lanes, window=self.window, buckets=self.buckets, rank=rank, ranks=ranks,
-            start=self._units, cursors=self._cursors,
+            start=self.position.start, cursors=self.position.cursors,
         )  # fmt: skip
         return self._loader(stream, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         ranks, rank = self._ranks()
         wanted = self.batch_size * ranks
-        found = self._count_up_to(self.val_samples, "val")
+        found = self._count_up_to(self.val_samples, *self._fed("val"))
         steps = found // wanted
         if not steps:
             raise ValueError(
@@ -169,13 +223,16 @@ class ShardData(LightningDataModule):
                 f"fewer than one batch of {self.batch_size} for {ranks} ranks. Lower the batch "
                 "size: batch_size=N"
             )
-        split = self._fixed("val", batches=steps * ranks, rank=rank, ranks=ranks)
+        split = self._fixed(*self._fed("val"), batches=steps * ranks, rank=rank, ranks=ranks)
         return self._loader(split, min(1, self.workers))
 
-    def _fixed(self, split: str, *, batches: int, rank: int = 0, ranks: int = 1) -> FixedSplit:
-        reader = self.reader._replace(crop="center")
+    def _fixed(
+        self, sources: list[Source], reader: Reads, *, batches: int, rank: int = 0, ranks: int = 1
+    ) -> FixedSplit:
+        if isinstance(reader, Reader):
+            reader = reader._replace(crop="center")
         return FixedSplit(
-            self.sources(split), reader, self.patience, batch_size=self.batch_size,
+            sources, reader, self.patience, batch_size=self.batch_size,
             batches=batches, rank=rank, ranks=ranks,
         )  # fmt: skip
 
@@ -191,80 +248,49 @@ class ShardData(LightningDataModule):
             return 1, 0
         return self.trainer.world_size, self.trainer.global_rank
 
-    def _count_up_to(self, wanted: int, split: str) -> int:
-        """How many candidates a split holds, looked into no further than `wanted` needs."""
+    def _count_up_to(self, wanted: int, sources: list[Source], reader: Reads) -> int:
+        """How many candidates there are, looked into no further than `wanted` needs."""
         found = 0
-        for source in self.sources(split):
+        for source in sources:
             for shard in source.shards:
-                found += self._count(shard, source.name)
+                found += self._count(shard, source.name, reader)
                 if found >= wanted:
                     return wanted
         return found
 
-    def _count(self, shard: str, source: str) -> int:
-        if not self.reader.filters and (told := listed(shard)) is not None:
+    def _count(self, shard: str, source: str, reader: Reads) -> int:
+        filtered = reader is self.reader and self.reader.filters
+        if not filtered and (told := listed(shard)) is not None:
             return told
-        return sum(isinstance(x, Candidate) for x in self.reader.candidates(shard, source))
+        return sum(isinstance(x, Candidate) for x in reader.candidates(shard, source))
 
     # -- where the run stands ------------------------------------------------------------------
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Called when the Trainer is about to use a batch: prefetched ones do not count."""
         if batch.trace is None:
             return batch
-        before, self._pending = self._pending, batch.trace
-        if before is not None:
-            self._done(before)
+        self.position.begins(batch.trace)
         return batch._replace(trace=None)
 
-    def _done(self, trace: Trace) -> None:
-        self._cursors[trace.lane] = trace.cursor
-        new = set(trace.tally.dropped) - set(self.tally.dropped)
-        self.tally.merge(trace.tally)
-        for source, reason in sorted(new):
-            if not reason.startswith(FILTERED):
-                shown = trace.tally.examples[source, reason][0]
-                log.warning("left out, %s: %s (others like it are counted)", reason, shown)
-        self.tally.check(self.patience)
+    @property
+    def tally(self) -> Tally:
+        """What this rank was trained on, and what was left out on the way."""
+        return self.position.tally
 
     def settle(self) -> None:
         """Counts the last batch too, where it is done."""
-        before = self._pending
-        if before is not None and before.unit < self._units_done():
-            self._pending = None
-            self._done(before)
+        self.position.settle(self.position.units(self._processed(), self._ranks()[0]))
 
-    def _units_done(self) -> int:
-        trainer = self.trainer
-        assert trainer is not None
-        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        return self._units + (int(total.processed) - self._batches) * trainer.world_size
+    def _processed(self) -> int:
+        assert self.trainer is not None
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain, and the same on every rank: each tells the others where its lanes stand."""
-        trainer = self.trainer
-        assert trainer is not None
+        """Plain, and the same on every rank."""
         self.settle()
-        mine = ({lane: to_plain(cursor) for lane, cursor in self._cursors.items()}, self.tally)
-        everyone: list[Any] = [mine]
-        if trainer.world_size > 1:
-            everyone = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyone, mine)
-        cursors: dict[int, Any] = {}
-        tally = Tally()
-        for theirs, counted in everyone:
-            # A lane that two ranks have walked (the one before resuming) stands where it is later.
-            for lane, cursor in theirs.items():
-                cursors[lane] = max(cursor, cursors.get(lane, cursor))
-            tally.merge(counted)
-        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        return {
-            "batches": int(total.processed),
-            "units": self._units_done(),
-            "cursors": [[lane, cursors[lane]] for lane in sorted(cursors)],
-            "report": tally.report(),
-            **self._told(),
-        }
+        return {**self.position.state(self._processed(), self._ranks()[0]), **self._told()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, value in self._told().items():
@@ -274,11 +300,7 @@ class ShardData(LightningDataModule):
                     f"asked to go on with {value}; the stream could not continue where it "
                     f"stopped. Give the same {key}"
                 )
-        self._batches, self._units = state_dict["batches"], state_dict["units"]
-        self._cursors = {lane: from_plain(cursor) for lane, cursor in state_dict["cursors"]}
-        # Rank 0 goes on with the counts of all; the others begin anew, so that a sum stays a sum.
-        if self._ranks()[1] == 0:
-            self.tally = Tally.of(state_dict["report"])
+        self.position.load(state_dict, first=self._ranks()[1] == 0)
 
     def _told(self) -> dict[str, Any]:
         """What the sequence of batches depends on; not the number of ranks and workers."""
@@ -288,19 +310,23 @@ class ShardData(LightningDataModule):
             "lanes": self.lanes,
             "window": self.window,
             "identity": self.identity,
-            **({"buckets": [list(size) for size in self.buckets]} if self.buckets else {}),
+            "precomputed": self._made[1].about.networks if self._made else None,
+            "buckets": [list(size) for size in self.buckets] or None,
         }
 
     # -- for everybody else --------------------------------------------------------------------
 
     def batches(self, split: str, number: int) -> Iterator[Batch]:
         """The first batches of a split, the same on every rank; fewer where it has fewer."""
-        number = self._count_up_to(number * self.batch_size, split) // self.batch_size
-        yield from self._fixed(split, batches=number)
+        yield from self._first(self.sources(split), self.reader, number)
 
     def first_batches(self, number: int) -> Iterator[Batch | Latents]:
         """Of the training split as a model is fed it, always the same ones, in order."""
-        yield from self.batches("train", number)
+        yield from self._first(*self._fed("train"), number)
+
+    def _first(self, sources: list[Source], reader: Reads, number: int) -> Iterator[Any]:
+        number = self._count_up_to(number * self.batch_size, sources, reader) // self.batch_size
+        yield from self._fixed(sources, reader, batches=number)
 
     def captions(self, split: str, limit: int) -> Iterator[str]:
         """The captions of a split, at most `limit`, without decoding a picture."""
@@ -325,22 +351,6 @@ class ShardData(LightningDataModule):
                     drop = item.drop(bad)
             if drop is not None and not drop.reason.startswith(FILTERED):
                 log.warning("left out %s: %s, %s", drop.place, drop.reason, drop.detail)
-
-
-def to_plain(cursor: LaneCursor) -> list[Any]:
-    """Lists of numbers, which a safe checkpoint can hold; later ones compare as greater."""
-    return [
-        cursor.drawn,
-        [[list(c.place), c.window, c.taken, *c.waiting] for c in cursor.sources],
-    ]
-
-
-def from_plain(plain: list[Any]) -> LaneCursor:
-    drawn, sources = plain
-    return LaneCursor(
-        drawn,
-        tuple(Cursor(Place(*at), n, taken, tuple(waiting)) for at, n, taken, *waiting in sources),
-    )
 
 
 def _exact(found: Candidate) -> Prompt | None:
@@ -387,7 +397,8 @@ class ShapesData(ShardData):
 
     @functools.cached_property
     def identity(self) -> str:
-        return self.settings.identity
+        told = json.dumps([self.settings.identity, self._rules()])
+        return hashlib.sha256(told.encode()).hexdigest()[:10]
 
     def prepare_data(self) -> None:
         shapes.prepare(self.root, self.settings)

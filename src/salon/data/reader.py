@@ -10,7 +10,7 @@ untrusted input: nothing in them is unpickled or run, and no name in them is use
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -77,32 +77,24 @@ class Reader(NamedTuple):
 
     def candidates(self, shard: str, source: str) -> Iterator[Candidate | Drop]:
         """The samples of a shard in the order in which they stand, and what of them is lost."""
-        stood = 0
-        try:
-            with opened(shard, self.access) as stream:
-                for found in samples(stream, limits=self.limits, extensions=MEMBERS):
-                    if isinstance(found, Lost) and found.key is None:
-                        raise Bad(found.reason, found.detail)
-                    stood += 1
-                    yield self._filtered(found, shard, source)
-        except Bad as bad:  # it cannot be opened, breaks off, or the network failed on the way
-            lost = max(1, (listed(shard) or 0) - stood)
-            yield Drop(source, bad.reason, shard, None, bad.detail, lost)
+        yield from read_shard(
+            shard, source, judge=self._judged, extensions=MEMBERS, limits=self.limits,
+            access=self.access,
+        )  # fmt: skip
 
-    def _filtered(self, found: Encoded | Lost, shard: str, source: str) -> Candidate | Drop:
-        if isinstance(found, Lost):
-            return Drop(source, found.reason, shard, found.key, found.detail)
-        told: dict[str, Any] | None = None
-        try:
-            picture_of(found)
-            if self.asks_metadata and "json" in found.members:
-                told = metadata.parse(found.members["json"])
-        except Bad as bad:
-            return Drop(source, bad.reason, shard, found.key, bad.detail)
-        refused = metadata.refused(told or {}, self.filters)
+    def _judged(self, found: Candidate) -> Candidate | Drop:
+        """Raises Bad."""
+        members = found.encoded.members
+        picture_of(found.encoded)
+        if self.asks_metadata and "json" in members:
+            found = found._replace(metadata=metadata.parse(members["json"]))
+        refused = metadata.refused(found.metadata or {}, self.filters)
         if refused is not None:
-            return Drop(source, f"{FILTERED}{refused}", shard, found.key, "as data.filters asks")
-        return Candidate(source, shard, found, told)
+            key = found.encoded.key
+            return Drop(
+                found.source, f"{FILTERED}{refused}", found.shard, key, "as data.filters asks"
+            )
+        return found
 
     @property
     def draws(self) -> bool:
@@ -143,6 +135,35 @@ class Reader(NamedTuple):
         pixels = torch.from_numpy(np.stack([sample.image for sample in made]))  # (N, H, W, 3)
         images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
         return Batch(images, [s.caption for s in made], [s.key for s in made])
+
+
+def read_shard(
+    shard: str, source: str, *, judge: Callable[[Candidate], Candidate | Drop],
+    extensions: frozenset[str], limits: Limits, access: Access,
+) -> Iterator[Candidate | Drop]:  # fmt: skip
+    """The samples of a shard in the order in which they stand, and what of them is lost.
+
+    `judge` says of each whether it is a candidate; it may raise Bad.
+    """
+    stood = 0
+    try:
+        with opened(shard, access) as stream:
+            for found in samples(stream, limits=limits, extensions=extensions):
+                if isinstance(found, Lost) and found.key is None:
+                    raise Bad(found.reason, found.detail)
+                stood += 1
+                if isinstance(found, Lost):
+                    yield Drop(source, found.reason, shard, found.key, found.detail)
+                    continue
+                candidate = Candidate(source, shard, found, None)
+                try:
+                    judged = judge(candidate)
+                except Bad as bad:
+                    judged = candidate.drop(bad)
+                yield judged
+    except Bad as bad:  # it cannot be opened, breaks off, or the network failed on the way
+        lost = max(1, (listed(shard) or 0) - stood)
+        yield Drop(source, bad.reason, shard, None, bad.detail, lost)
 
 
 def listed(shard: str) -> int | None:

@@ -42,6 +42,9 @@ SAMPLE = {
     "image_animated": "a picture of more than one frame",
     "image_too_large": "more pixels than data.image.max_pixels",
     "image_too_small": "a side shorter than data.image.min_side",
+    "latent_missing": "not all that precompute writes for a sample",
+    "latent_corrupt": "a latent or an embedding of another kind or size than the index says",
+    "latent_mismatch": "made by other networks, or of other captions, than this run has",
     "image_aspect": "longer, of its shorter side, than data.image.max_aspect",
 }
 BAD = SHARD | SAMPLE

@@ -1,18 +1,15 @@
 """python -m salon.jury evaluate --help"""
 
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from salon import run
+from salon import doors
 from salon.jury import evaluate
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(doors.CONF), config_name="evaluate")
 def judge(cfg: DictConfig) -> None:
     evaluate.evaluate(cfg)
 
@@ -21,7 +18,7 @@ def main() -> None:
     if sys.argv[1:2] != ["evaluate"]:
         sys.exit("usage: python -m salon.jury evaluate checkpoint=PATH [KEY=VALUE ...]")
     del sys.argv[1]
-    with run.errors_for_people():
+    with doors.errors_for_people():
         judge()
 
 
