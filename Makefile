@@ -45,6 +45,8 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/unet.py
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/rivals.py
+	$(BIN)/python benchmarks/precomputed.py
 	$(BIN)/python benchmarks/adversarial.py
 	$(BIN)/python benchmarks/damsm.py
 

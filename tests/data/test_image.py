@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import subprocess
-import sys
 import warnings
 import zlib
 from typing import Any
@@ -423,28 +422,6 @@ def test_bombs_are_refused_from_their_header(monkeypatch: pytest.MonkeyPatch) ->
         assert len(data) < 60_000, name
         if name != "late text":
             assert reason(data, max_pixels=10**9) in expected, name
-
-
-def test_bombs_take_little_memory_and_time() -> None:
-    code = """
-import resource, sys, time
-sys.path[:0] = sys.argv[1:]
-from test_image import RULES, bombs, encode, noise, reason
-made = bombs()
-del made["late text"]
-for kind in ("JPEG", "PNG", "WEBP"):
-    import salon.data.image as image
-    image.decode(encode(noise(0), kind), RULES, size=(8, 8), crop="center", chance=None)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for name, (data, expected) in made.items():
-    begin = time.process_time()
-    assert reason(data) in expected, name
-    assert time.process_time() - begin < 0.3, name
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-assert grown < 40_000, grown
-"""
-    here = [__file__.rpartition("/")[0], *sys.path]
-    subprocess.run([sys.executable, "-c", code, *here], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("action", ["ignore", "error"])

@@ -37,6 +37,7 @@ class Answer(NamedTuple):
     body: bytes = BODY
     sent: int | None = None  # bytes after which it hangs up; None: all
     silent: bool = False  # it does not hang up then, but says nothing more
+    drips: bool = False  # then the rest comes byte by byte, one each 20 ms
     parts: bool = False  # whether it knows Range
     headers: tuple[tuple[str, str], ...] = (("ETag", '"1"'),)
     announced: bool = True  # whether it tells the length
@@ -88,6 +89,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if get:
             self.wfile.write(answer.body[start : answer.sent])
+            rest = answer.body[answer.sent :] if answer.drips and answer.sent is not None else b""
+            for byte in rest:
+                if self.server.over.wait(0.02):
+                    return
+                self.wfile.write(bytes([byte]))
             if answer.silent:
                 self.server.over.wait(20)
 
@@ -246,6 +252,26 @@ def test_silence_is_given_up_and_what_follows_it_is_read(web: Web) -> None:
     assert reason(web.at("/b.tar", silent._replace(sent=0)), access) == "shard_timeout"
     assert 0.8 <= time.monotonic() - begin < 4
     assert read(web.at("/c.tar", silent, Answer(parts=True)), access) == BODY
+
+
+def test_what_only_drips_is_given_up_and_what_follows_it_is_read(web: Web) -> None:
+    """It is never silent, and at a byte each 20 ms a gigabyte would take eight months."""
+    access = ACCESS._replace(attempts=2, patience=0.3)
+    drips = Answer(sent=200_000, drips=True, parts=True)
+    begin = time.monotonic()
+    assert reason(web.at("/a.tar", drips), access) == "shard_timeout"
+    assert reason(web.at("/b.tar", drips._replace(sent=0)), access) == "shard_timeout"
+    assert time.monotonic() - begin < 6
+    assert read(web.at("/c.tar", drips, Answer(parts=True)), access) == BODY
+
+
+def test_a_reader_that_takes_its_time_is_not_taken_for_a_slow_server(web: Web) -> None:
+    with opened(web.at("/a.tar", Answer()), ACCESS._replace(attempts=1, patience=0.2)) as stream:
+        found = b""
+        while chunk := stream.read(10_000):
+            found += chunk
+            time.sleep(0.01)
+    assert found == BODY
 
 
 def test_nobody_listening_is_unreadable(web: Web) -> None:

@@ -19,6 +19,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 REDIRECTS = 5
 CHUNK = 256 * 1024  # bytes copied at a time
+LEAST = 64 * 1024  # bytes that come within `access.patience`, or the attempt is given up
 AHEAD = 4 * 1024 * 1024  # bytes asked of a store at a time
 
 
@@ -61,7 +63,8 @@ class Stream(io.RawIOBase):
     """A shard, read only forwards. Raises Bad, on opening and on reading."""
 
     def __init__(self, url: str, access: Access) -> None:
-        self._attempts = Attempts(access)
+        self._attempts, self._patience = Attempts(access), access.patience
+        self._waited, self._came = 0.0, 0  # seconds within reads, and bytes that came in them
         self._connect = functools.partial(_CONNECT[scheme_of(url)], url, access)
         self._at = 0
         self._part: Part | None = None
@@ -94,7 +97,15 @@ class Stream(io.RawIOBase):
 
     def _read(self, wanted: int, at: int) -> bytes:
         assert self._part is not None
+        began = time.monotonic()
         chunk = self._part.read(wanted)
+        self._waited += time.monotonic() - began
+        self._came += len(chunk)
+        if self._waited > self._patience:  # silence ends sooner: this is for what drips
+            came, self._waited, self._came = self._came, 0.0, 0
+            if came < LEAST:
+                detail = f"only {came:,} bytes came in {self._patience:g} seconds"
+                raise Failed("shard_timeout", detail, again=True)
         if not chunk and self.size is not None:
             detail = f"{at:,} bytes came of the {self.size:,} that were announced"
             raise Failed("shard_short", detail, again=True)
