@@ -189,6 +189,26 @@ def test_what_is_bad_or_filtered_is_left_out_and_told(mini: Mini, tmp_path: Path
     assert (again, same.report()) == (folder, tally.report()), "also where all was there already"
 
 
+def test_a_shard_that_cannot_be_fetched_is_not_taken_for_an_empty_one(
+    mini: Mini, tmp_path: Path
+) -> None:
+    cfg = mini(MODEL, f"data.precomputed_dir={tmp_path}/made")
+    model, data = prepared(cfg)
+    copies = tmp_path / "copies"
+    shutil.copytree(Path(data.shards("train")[0]).parent.parent, copies)
+    data.patterns["train"] = [str(copies / "train" / f"{i:05d}.tar") for i in range(4)]
+    told = {"batch_size": 7, "workers": 0, "device": torch.device("cpu")}
+    sources = data.sources("train")
+    data.sources = lambda split: sources if split == "train" else type(data).sources(data, split)
+    identity = data.identity
+    data.__dict__["identity"] = identity
+    (copies / "train" / "00002.tar").rename(copies / "away")
+    with pytest.raises(ValueError, match=r"00002\.tar cannot be fetched: shard_missing"):
+        precompute.write(model, data, **told)
+    (copies / "away").rename(copies / "train" / "00002.tar")
+    assert precompute.write(model, data, **told)[1].used.total() == 96 + 32
+
+
 # -- what is refused ---------------------------------------------------------------------------
 
 

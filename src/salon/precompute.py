@@ -27,7 +27,7 @@ from salon.data.convert.base import shard_writer
 from salon.data.lane import Source
 from salon.data.precomputed import FIELD, INDEX, LAYOUT, Index, packed
 from salon.data.reader import Reader, Sample
-from salon.data.reasons import Bad
+from salon.data.reasons import UNREACHABLE, Bad
 from salon.data.tally import Drop, Tally
 from salon.models.base import Trainee
 from salon.types import Batch
@@ -143,7 +143,7 @@ def write(
             for split in SPLITS:
                 for number, source in enumerate(data.sources(split)):
                     job = Job(model, data.reader, networks, source, folder / split / f"{number}")
-                    for done in job.run(batch_size, workers):
+                    for done in job.run(batch_size, workers, data.start_method):
                         tally.merge(done)
                         tally.check(data.patience)
                         told = f"{tally.used.total():,} samples, {tally.bad:,} bad"
@@ -177,7 +177,7 @@ class Job:
         self.model, self.reader, self.networks = model, reader, networks
         self.source, self.folder = source, folder
 
-    def run(self, batch_size: int, workers: int) -> Iterator[Tally]:
+    def run(self, batch_size: int, workers: int, start_method: str | None) -> Iterator[Tally]:
         """What came of each shard, of those first that an earlier run finished."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = []
@@ -187,7 +187,11 @@ class Job:
             else:
                 missing.append(number)
         pieces = Pieces(self.source, missing, self.reader, batch_size)
-        loader = DataLoader(pieces, batch_size=None, num_workers=min(workers, len(missing)))
+        workers = min(workers, len(missing))
+        loader = DataLoader(
+            pieces, batch_size=None, num_workers=workers,
+            multiprocessing_context=start_method if workers else None,
+        )  # fmt: skip
         written: dict[int, tuple[contextlib.ExitStack, Any, Tally]] = {}  # as many as workers
         with contextlib.ExitStack() as failing:
             for number, read, drops, last in loader:
@@ -198,6 +202,12 @@ class Job:
                 stack, tar, tally = written[number]
                 for members in self.encoded(read):
                     tar.write(members)
+                for drop in drops:
+                    if drop.reason in UNREACHABLE:  # it would be missing for good
+                        raise ValueError(
+                            f"{drop.shard} cannot be fetched: {drop.reason}: {drop.detail}. What "
+                            "is done is kept; run the same command again when it can be"
+                        )
                 tally.add({self.source.name: len(read)}, drops)
                 if last:
                     stack.close()

@@ -18,7 +18,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from reading import READING
+from reading import CAPTION, READING
 from salon.data import shapes
 from salon.data.module import ShapesData
 from salon.data.shapes import ShapesSettings, prepare
@@ -146,7 +146,13 @@ def test_nothing_else_is_part_of_the_identity(tmp_path: Path) -> None:
         data("there"),
         *(data(**{name: STREAM[name] + 1}) for name in set(STREAM) - set(READING)),
     ]
-    assert {other.identity for other in others} == {data().identity} == {SETTINGS.identity}
+    assert {other.identity for other in others} == {data().identity}
+    # What a sample becomes is a part of it: a text tower that read other captions is another one.
+    changed = [
+        data(caption=CAPTION._replace(keys=("json:captions",))), data(crop="random"),
+        data(filters=[{"name": "few", "field": "objects", "max": 1, "missing": "keep"}]),
+    ]  # fmt: skip
+    assert len({data().identity, *(other.identity for other in changed)}) == 4
     assert not list(tmp_path.iterdir()), "telling the identity renders nothing"
 
 
