@@ -66,6 +66,8 @@ def test_a_run_folder_holds_what_the_readme_says(finished: Path) -> None:
     assert summary["batches"] == 4
     assert summary["images_seen"] == 32
     assert {"val/loss", "quality/prompt_accuracy", "cost/seconds"} <= set(summary["metrics"])
+    assert len(summary["stages"]) == 2, "the text tower and the autoencoder, apart from the run"
+    assert all(told["flops"] > 0 and told["images"] == 16 for told in summary["stages"].values())
     assert len(list((finished / "samples").glob("*.png"))) == 2
     assert not list(finished.rglob("*.partial"))
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from salon.callbacks import cost
 from salon.models.base import TextToImage
 from salon.text.base import TextTower
 from salon.text.clip import ClipTower, custom
@@ -200,3 +203,24 @@ def fit(
     )
     made.fit(model, datamodule=data or ToyData(), ckpt_path=resume, weights_only=True)
     return made
+
+
+class Watch:
+    """A clock that only the model moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def model(self) -> Toy:
+        watch = self
+
+        class Timed(Toy):
+            def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+                watch.now += 2
+                return super().training_step(batch, batch_idx)
+
+            def validation_step(self, batch: Batch, batch_idx: int) -> None:
+                watch.now += 100
+
+        return Timed()

@@ -22,6 +22,8 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from salon import checkpoint, files, precompute, stages
+from salon.callbacks.budget import Budget
+from salon.callbacks.cost import Cost
 from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
 from salon.callbacks.save import SaveLast
 from salon.config import MODEL_ROOMS, TARGET, build, to_plain, unknown
@@ -66,8 +68,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             # One epoch is the budget, whatever the number of optimisers; the stream has no end.
             max_epochs=1,
             max_steps=-1,
-            limit_train_batches=cfg.budget.batches,
-            val_check_interval=min(cfg.budget.validate_every, cfg.budget.batches),
+            limit_train_batches=batches_of(cfg),
+            val_check_interval=min(cfg.budget.validate_every, batches_of(cfg)),
             check_val_every_n_epoch=1,
             num_sanity_val_steps=0,
             enable_checkpointing=False,
@@ -98,10 +100,22 @@ def check(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in TOP_LEVEL:
             raise ValueError(unknown(str(key), sorted(TOP_LEVEL)))
-    for key in ("batches", "validate_every", "checkpoint_every"):
+    for key in ("validate_every", "checkpoint_every"):
         value = cfg.budget[key]
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"budget.{key}={value}; expected a number of batches, at least 1")
+    limits = {key: cfg.budget.get(key) for key in LIMITS}
+    for key, value in limits.items():
+        whole = key in ("batches", "images")
+        kind = int if whole else (int, float)
+        if value is not None and (not isinstance(value, kind) or value <= 0):
+            raise ValueError(
+                f"budget.{key}={value}; expected null or a {'whole ' * whole}number above 0"
+            )
+    if set(limits.values()) == {None}:
+        raise ValueError(
+            f"budget: nothing ends this run; set one of {', '.join(f'budget.{k}' for k in LIMITS)}"
+        )
     if cfg.trainer.get("devices", 1) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
         raise ValueError(
             f"trainer.devices={cfg.trainer.get('devices')}: one device for now; several wait for "
@@ -114,7 +128,9 @@ def check(cfg: DictConfig) -> None:
 
 # What decides the numbers that a run ends with.
 DECISIVE = ("model", "data", "batch_size", "budget", "seed", "callbacks", "metrics")
-BUDGET = ("batches", "validate_every", "checkpoint_every")
+LIMITS = ("batches", "images", "seconds", "flops")  # of a budget; the first ends the run
+BUDGET = (*LIMITS, "validate_every", "checkpoint_every")
+NEVER = 2**40  # batches of a run that seconds or operations end
 TOP_LEVEL = {
     "seed", "resume", "stages_dir", "job_type", "batch_size", "budget", "gate", "objective",
     "data", "text", "trainer", "callbacks", "logger", "metrics", "model", "experiment",
@@ -199,9 +215,25 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
         for name, node in cfg.callbacks.items()
         if node is not None
     ]
+    seconds, flops = cfg.budget.get("seconds"), cfg.budget.get("flops")
+    if seconds is not None or flops is not None:
+        costs = [callback for callback in made if isinstance(callback, Cost)]
+        if not costs:
+            raise ValueError(
+                "budget.seconds and budget.flops are counted by callbacks.cost, which is null; "
+                "leave callbacks.cost as it is"
+            )
+        made.append(Budget(costs[0], seconds=seconds, flops=flops))
     # Last, so that what the others have to save is up to date.
     path = folder / checkpoint.LAST
     return [Rewind(), *made, SaveLast(path=path, every=cfg.budget.checkpoint_every)]
+
+
+def batches_of(cfg: DictConfig) -> int:
+    """At which batch the budget ends, as far as batches and images say."""
+    batches, images = cfg.budget.batches, cfg.budget.get("images")
+    by_images = NEVER if images is None else -(-images // cfg.batch_size)
+    return min(NEVER if batches is None else batches, by_images)
 
 
 def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
@@ -277,6 +309,7 @@ def conclude(
         "data": data.identity,
         "metrics": metrics,
     }
+    summary["stages"] = stages.costs(model.recipe["stages"], Path(cfg.stages_dir))
     gate = build(cfg.gate, "gate")(module=model.eval(), data=data) if cfg.gate else None
     if gate is not None:
         log.log(logging.INFO if gate.passed else logging.WARNING, "gate %s", gate)

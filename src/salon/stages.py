@@ -97,9 +97,11 @@ def place(
             "another one, such as text._stage_=damsm/bilstm_tiny, which has a tower of its own"
         )
     stage = composed(cfg, node[STAGE], list(node.get("overrides") or []))
+    limits = ("batches", "images", "seconds", "flops")
+    budget = {k: v for k, v in to_plain(stage.budget).items() if k in limits and v is not None}
     told = {
         "model": to_plain(stage.model),
-        "budget": to_plain(stage.budget)["batches"],
+        "budget": budget["batches"] if len(budget) == 1 else budget,
         "batch_size": stage.batch_size,
         "seed": stage.seed,
         "data": [identity, stage.data.lanes, stage.data.window],
@@ -109,6 +111,28 @@ def place(
         told["stages"] = below
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
     return stage, Path(cfg.stages_dir) / f"{node[STAGE].replace('/', '-')}-{digest}"
+
+
+def costs(names: Mapping[str, str], root: Path) -> dict[str, dict[str, Any]]:
+    """What training the stages took, by folder, with the stages that they stand on.
+
+    A stage whose folder is not there, as of a checkpoint given by hand, is None: not measured.
+    """
+    found: dict[str, Any] = {}
+    for name in names.values():
+        file = root / name / SUMMARY
+        if not file.is_file():
+            found[name] = None
+            continue
+        told = json.loads(file.read_text())
+        metrics = told["metrics"]
+        found[name] = {
+            "seconds": metrics.get("cost/seconds"),
+            "flops": metrics.get("cost/train_flops"),
+            "images": told["images_seen"],
+        }
+        found |= told.get("stages", {})
+    return found
 
 
 def _ready(cfg: DictConfig, node: DictConfig, identity: str, train: TrainRun) -> Path:

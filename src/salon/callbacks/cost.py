@@ -2,6 +2,10 @@
 
 Seconds and images per second are of training steps alone; validation, sampling, metrics and
 waiting for data are not in them. They go on counting when a run is resumed.
+
+Operations are those of every network that a training batch runs: generator and discriminator,
+penalties, frozen towers. They are counted over the first batches, as many as come round again
+(a penalty may be due in every 16th only), and taken for all.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ class Cost(Callback):
         self.images = 0  # trained in these seconds, on this rank
         self.train_flops_per_image: float | None = None  # forward, backward and frozen parts
         self.sample_flops_per_image: float | None = None
+        self._counted = (0, 0, 0)  # operations, of so many images, in so many batches
         self._began: float | None = None
         self._count: FlopCount | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        # The first batch of a process is counted and, being the slow one, not timed.
-        if self.train_flops_per_image is None:
+        # Counting slows a batch down, so those that are counted are not timed.
+        assert isinstance(pl_module, Trainee)
+        if self._counted[2] < pl_module.period:
             self._count = FlopCount()
             self._count.__enter__()
         else:
@@ -41,11 +47,20 @@ class Cost(Callback):
         assert isinstance(pl_module, Trainee)
         if self._count is not None:
             self._count.__exit__(None, None, None)
-            self.train_flops_per_image = self._count.total / len(batch.captions)
+            flops, images, batches = self._counted
+            images += len(batch.captions)
+            self._counted = flops + self._count.total, images, batches + 1
+            self.train_flops_per_image = self._counted[0] / images
             self._count = None
         if self._began is not None:
             self.seconds += time.perf_counter() - self._began
             self.images += len(batch.captions)
+
+    def spent(self, module: Trainee) -> tuple[float, float]:
+        """Seconds on this rank and operations on all, of every batch that was trained on."""
+        on_this_rank = module.images_seen / module.trainer.world_size
+        seconds = self.seconds / self.images * on_this_rank if self.images else 0.0
+        return seconds, (self.train_flops_per_image or 0.0) * module.images_seen
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -76,16 +91,20 @@ class Cost(Callback):
             told["cost/images_per_second"] = self.images * trainer.world_size / self.seconds
         if self.train_flops_per_image is not None:
             told["cost/train_flops_per_image"] = self.train_flops_per_image
-            told["cost/train_flops"] = self.train_flops_per_image * module.images_seen
+            told["cost/train_flops"] = self.spent(module)[1]
         if self.sample_flops_per_image is not None:
             told["cost/sample_flops_per_image"] = self.sample_flops_per_image
         return told
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "images": self.images}
+        return {"seconds": self.seconds, "images": self.images, "counted": list(self._counted)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        flops, images, batches = state_dict.get("counted", (0, 0, 0))
+        self._counted = flops, images, batches
+        if images:
+            self.train_flops_per_image = flops / images
 
 
 def peak_memory(device: torch.device) -> int:

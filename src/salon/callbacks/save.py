@@ -22,7 +22,7 @@ class SaveLast(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, Trainee)
         seen = pl_module.batches_seen
-        if seen % self.every == 0 or seen == pl_module.budget:
+        if seen % self.every == 0 or seen == pl_module.budget or trainer.should_stop:
             self.save(trainer)
 
     def on_load_checkpoint(

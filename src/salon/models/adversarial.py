@@ -97,6 +97,10 @@ class Adversarial(TextToImage, Generic[P]):
     # -- R1, where a family offers it ----------------------------------------------------------
 
     @property
+    def period(self) -> int:
+        return 1 if self.r1 is None else self.r1.every
+
+    @property
     def smooths(self) -> bool:
         """Whether it is R1's turn in this batch."""
         return self.r1 is not None and self.r1.due(self.batches_seen)

@@ -36,6 +36,7 @@ class Trainee(LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.seed = 0
         self.validated_at = -1  # batches that were done at the last validation
+        self.expected: int | None = None  # batches that seconds or operations will allow
         # What a checkpoint needs to rebuild this module; `salon.checkpoint` reads and writes it.
         self.recipe: dict[str, Any] = {}
         self._frozen: list[nn.Module] = []
@@ -68,8 +69,15 @@ class Trainee(LightningModule):
 
     @property
     def budget(self) -> int:
-        """Batches that the run will have at its end."""
-        return int(self.trainer.limit_train_batches or 0)
+        """Batches that the run will have at its end; where seconds or operations may end it
+        sooner, as many as at the pace so far."""
+        limit = int(self.trainer.limit_train_batches or 0)
+        return limit if self.expected is None else min(limit, self.expected)
+
+    @property
+    def period(self) -> int:
+        """Batches after which the kinds of batch repeat; the operations of so many are counted."""
+        return 1
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(chance(self.seed, self.batches_seen, self.global_rank))

@@ -336,6 +336,10 @@ class DFGAN(Adversarial[Play]):
 
     # -- the play ------------------------------------------------------------------------------
 
+    @property
+    def period(self) -> int:
+        return self.penalty_every
+
     def prepare(self, batch: Batch) -> Play:
         return self.play(
             batch, torch.randn(len(batch.images), *self.latent_shape, device=self.device)
