@@ -17,5 +17,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    with doors.errors_for_people():
+    with doors.errors_for_people("; go on with resume=RUN_FOLDER"):
         main()

@@ -240,6 +240,37 @@ def test_other_networks_are_refused_by_name(made: Path, mini: Mini, tmp_path: Pa
         data.use_precomputed(networks)
 
 
+def test_a_folder_of_something_else_is_not_written_into(
+    made: Path, mini: Mini, tmp_path: Path
+) -> None:
+    model, data = prepared(mini(MODEL, f"data.precomputed={made}"))  # other captions
+    before = files_of(made)
+    with pytest.raises(ValueError, match="holds shards of other data or networks"):
+        precompute.write(model, data, batch_size=7, workers=0, device=torch.device("cpu"))
+    assert files_of(made) == before
+    (tmp_path / "train" / "0").mkdir(parents=True)
+    write_shard(tmp_path / "train" / "0" / "00000.tar", [])
+    data.precomputed = str(tmp_path)
+    with pytest.raises(ValueError, match="holds shards of other data or networks"):
+        precompute.write(model, data, batch_size=7, workers=0, device=torch.device("cpu"))
+
+
+def test_other_validation_pictures_are_another_folder(mini: Mini, tmp_path: Path) -> None:
+    _, data = prepared(mini(MODEL))
+    shard = Path(data.shards("val")[0])
+    copies = tmp_path / "val"
+    shutil.copytree(shard.parent, copies)
+    _, other = prepared(mini(MODEL))
+    other.patterns["val"] = str(copies)
+    assert other.read_identity == data.read_identity
+    picture = (f"{'0' * 9}", {"png": b"", "txt": b"x"})
+    write_shard(copies / shard.name, [picture] * 40)
+    _, other = prepared(mini(MODEL))
+    other.patterns["val"] = str(copies)
+    assert other.identity == data.identity, "stages are trained on the training pictures alone"
+    assert other.read_identity != data.read_identity
+
+
 @pytest.mark.parametrize("change", ["data.crop=random", "data.buckets.step=8"])
 def test_what_is_no_single_square_is_refused(mini: Mini, change: str) -> None:
     with pytest.raises(ValueError, match=rf"{change.partition('=')[0]}.*asks for others"):
@@ -280,6 +311,8 @@ def test_a_foreign_sample_is_counted_and_left_out(made: Path, mini: Mini, tmp_pa
             {"latent": members["latent"][:-2]},
             {"latent": members["latent"] + b"\0\0"},
             {"latent": b""},
+            {"latent": npy(np.full_like(latent, np.nan))},
+            {"pooled": npy(np.full((several, 3), np.inf, np.float16))},
             {"latent": b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 70_000},
             {"tokens": npy(np.zeros((1, 3), np.float16))},
             {"json": told_as(lengths=[-1] * several)},
@@ -321,8 +354,11 @@ def test_an_array_is_a_view_and_nothing_is_unpickled_or_allocated(tmp_path: Path
         npy(np.asfortranarray(np.zeros((2, 3), np.float16))),
         npy(np.zeros((3, 2), np.float16)),
         b"\x93NUMPY\x02\x00" + npy(values)[8:],
-        # A header that promises a terabyte.
-        npy(values).replace(b"(2, 3)", b"(9999999, 99999)".ljust(6))[:200],
+        # Headers that promise a terabyte, and that no parser ends with well.
+        npy(values).replace(b"(2, 3)", b"(9999999, 99999)")[:200],
+        npy(values)[:10] + b"{'descr': '<f2'" + b"(" * 100 + b"\n" + bytes(12),
+        npy(values)[:10] + b"\xff" * 118 + bytes(12),
+        npy(np.full((2, 3), np.inf, np.float16)),
     ):
         with pytest.raises(Bad, match="latent_corrupt"):
             unpacked(raw, (2, 3))

@@ -21,14 +21,14 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @contextlib.contextmanager
-def errors_for_people() -> Iterator[None]:
+def errors_for_people(go_on: str = "") -> Iterator[None]:
     """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # the exceptions themselves, instead of Hydra's short form
     try:
-        with _terminable():
+        with _terminable(go_on):
             yield
     except KeyboardInterrupt:
-        print("\nstopped; go on with resume=RUN_FOLDER", file=sys.stderr)
+        print(f"\nstopped{go_on}", file=sys.stderr)
         sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explained(error)}", file=sys.stderr)
@@ -41,7 +41,7 @@ def errors_for_people() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def _terminable(go_on: str) -> Iterator[None]:
     """SIGTERM ends what runs at once, as Ctrl-C does, with exit code 143.
 
     Lightning alone waits for the end of the batch, which may never come, and exits with 0.
@@ -60,7 +60,7 @@ def _terminable() -> Iterator[None]:
         # Any exception: where workers get the signal too, the loader may miss them first.
         if not terminated:
             raise
-        print("\nterminated; go on with resume=RUN_FOLDER", file=sys.stderr)
+        print(f"\nterminated{go_on}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)

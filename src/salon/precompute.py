@@ -25,7 +25,7 @@ from salon import checkpoint, files
 from salon.data import captions, metadata
 from salon.data.convert.base import shard_writer
 from salon.data.lane import Source
-from salon.data.precomputed import FIELD, INDEX, LAYOUT, Index, packed
+from salon.data.precomputed import CLAIM, FIELD, INDEX, LAYOUT, Index, packed
 from salon.data.reader import Reader, Sample
 from salon.data.reasons import UNREACHABLE, Bad
 from salon.data.tally import Drop, Tally
@@ -137,6 +137,7 @@ def write(
             FileLock(folder / ".lock"),
             Progress(*columns) as progress,
         ):
+            claim(folder, {"layout": LAYOUT, "data": data.read_identity, "networks": networks})
             names = {split: [s.name for s in data.sources(split)] for split in SPLITS}
             total = sum(len(data.shards(split)) for split in SPLITS)
             task = progress.add_task("precomputing shards", total=total, told="")
@@ -148,14 +149,29 @@ def write(
                         tally.check(data.patience)
                         told = f"{tally.used.total():,} samples, {tally.bad:,} bad"
                         progress.update(task, advance=1, told=told)
-            index = Index(LAYOUT, data.identity, networks, *sizes(model, data), names)
+            index = Index(LAYOUT, data.read_identity, networks, *sizes(model, data), names)
             files.write(folder / INDEX, json.dumps(index._asdict(), indent=2))
     except OSError as error:
         raise ValueError(
-            f"data.precomputed_dir={str(folder.parent)!r} cannot be written ({error}). Name "
-            "another folder: data.precomputed_dir=FOLDER"
+            f"{str(folder)!r} cannot be written ({error}). Name another folder: "
+            "data.precomputed_dir=FOLDER"
         ) from error
     return folder, tally
+
+
+def claim(folder: Path, told: dict[str, Any]) -> None:
+    """Raises ValueError where the folder holds what was made of something else."""
+    file = folder / CLAIM
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        found = None if any(folder.glob("*/*/*.tar")) else told
+    if found != told:
+        raise ValueError(
+            f"data.precomputed={str(folder)!r} holds shards of other data or networks ({found}) "
+            f"than these ({told}). Name another folder, or say data.precomputed=true"
+        )
+    files.write(file, json.dumps(told))
 
 
 @torch.no_grad()

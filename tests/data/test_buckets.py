@@ -199,6 +199,22 @@ def test_too_many_bad_ones_in_a_row_end_the_run(tmp_path: Path) -> None:
         next(iter(stream([one], lanes=1, patience=PATIENCE._replace(max_consecutive=10))))
 
 
+def test_too_many_refused_by_their_headers_in_a_row_end_the_run(tmp_path: Path) -> None:
+    samples = [(f"{i:03d}", {"png": b"<html>", "txt": b"x"}) for i in range(60)]
+    one = str(write_shard(tmp_path / "a.tar", samples))
+    with pytest.raises(ValueError, match=r"10 bad samples in a row.*image_unrecognised"):
+        next(iter(stream([one], lanes=1, patience=PATIENCE._replace(max_consecutive=10))))
+
+
+def test_what_is_bad_is_bad_even_where_its_bucket_is_never_full(tmp_path: Path) -> None:
+    tall = encode(noise(0, 16, 48))
+    samples = [("cut", {"png": tall[: len(tall) // 2], "txt": b"x"})]
+    samples += [(f"{i:03d}", {"png": encode(noise(i, 16, 16)), "txt": b"x"}) for i in range(19)]
+    one = str(write_shard(tmp_path / "a.tar", samples))
+    counted = drops(list(itertools.islice(stream([one], lanes=1, window=20), 40)))
+    assert set(counted) == {"image_corrupt"}
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_division_at_any_time_is_the_same_sequence(

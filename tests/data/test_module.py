@@ -312,6 +312,14 @@ def test_the_identity_is_the_content_and_the_resolution(folder: str, tmp_path: P
 # -- for everybody else ------------------------------------------------------------------------
 
 
+def test_filters_that_differ_late_in_a_long_expression_are_other_data(folder: str) -> None:
+    def matching(end: str) -> str:
+        rule = {"name": "x", "field": "caption", "matches": f"{'a' * 300}{end}", "missing": "keep"}
+        return data(folder, filters=[rule]).identity
+
+    assert matching("b") == matching("b") != matching("c")
+
+
 def test_batches_are_the_first_of_a_split_on_every_rank(folder: str) -> None:
     first = [[f"{i:05d}" for i in range(4 * b, 4 * b + 4)] for b in range(3)]
     assert keys(data(folder).batches("val", 3)) == first

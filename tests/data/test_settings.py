@@ -36,7 +36,7 @@ from salon.config import build
         ("image.animated=last", "first or reject"),
         ("crop=centre", "'center' or 'random'"),
         ("buckets.step=10", "that divide data.resolution=64"),
-        ("buckets.max_aspect=0.9", "1 or more"),
+        ("buckets.max_aspect=0.9", "at least 1"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(

@@ -14,6 +14,7 @@ from salon import checkpoint, doors, precompute, run, stages
 from salon.config import build
 from salon.data.check import check, table
 from salon.data.convert import base, sources
+from salon.data.settings import number
 
 SHARD = 1000  # samples in a converted shard, where nothing else is said
 
@@ -44,7 +45,11 @@ def compute(cfg: DictConfig) -> None:
     with open_dict(cfg):
         del cfg["precompute"]
     run.check(cfg)
+    number("precompute.batch_size", settings.batch_size, least=1, whole=True)
+    if cfg.resume is not None:
+        raise ValueError(f"resume={cfg.resume}: precompute goes on by itself; leave it out")
     data = build(cfg.data, "data")
+    data.check_squares("precompute")  # before stages are trained, which may take hours
     data.prepare_data()
     model = run.make_model(cfg, stages.parts(cfg, data.identity, run.train), data.identity)
     folder, tally = precompute.write(
@@ -123,7 +128,8 @@ def main() -> None:
             "Each tells more with --help."
         )
         sys.exit(0 if sys.argv[1:2] == ["--help"] else 2)
-    with doors.errors_for_people():
+    kept = "" if sys.argv[1] == "check" else "; the same command goes on with what is missing"
+    with doors.errors_for_people(kept):
         run_by[sys.argv[1]](sys.argv[2:])
 
 

@@ -21,6 +21,7 @@ from salon.data import image
 from salon.data.lane import WINDOW, Cursor, Lane, Step
 from salon.data.reader import Candidate, Reader, Sample, picture_of
 from salon.data.reasons import FILTERED, Bad
+from salon.data.settings import number
 from salon.data.tally import Drop, Tally
 
 Size = tuple[int, int]  # (width, height)
@@ -41,11 +42,7 @@ def make_buckets(*, resolution: int, step: int | None, max_aspect: float) -> tup
             f"data.buckets.step={step!r}: expected null, or pixels that divide "
             f"data.resolution={resolution}, such as {max(1, resolution // 4)}"
         )
-    if not max_aspect >= 1:
-        raise ValueError(
-            f"data.buckets.max_aspect={max_aspect!r}: expected longer side over shorter side, "
-            "1 or more, such as 2.0"
-        )
+    number("data.buckets.max_aspect", max_aspect, least=1)  # longer side over shorter side
     found = {(resolution, resolution)}
     for short in range(step, resolution, step):
         long = resolution**2 // short // step * step
@@ -88,6 +85,7 @@ class BucketLane(Lane):
         Raises ValueError where too many in a row are bad, and where no bucket is ever full.
         """
         held: list[list[Held]] = [[] for _ in self.buckets]
+        refused = 0  # in a row, by their headers
         drops, quiet, begun = Tally(), 0, start.place
         before = (start.window, start.taken)  # what stands before this was told, and is only held
         first = Cursor(start.place, max(0, start.window - 1), 0)
@@ -103,7 +101,10 @@ class BucketLane(Lane):
                 if isinstance(bucket, Drop):
                     if not told:
                         drops.add({}, [bucket])
+                        refused += 1
+                        self.patience.bear(refused, bucket)
                     continue
+                refused = 0
                 held[bucket].append(one)
                 if told and (cursor.window, taken + 1) == before:
                     held = [
@@ -118,7 +119,8 @@ class BucketLane(Lane):
                     yield Step(batch, Cursor(begun, cursor.window, taken + 1, waiting), drops)
                     drops, quiet = Tally(), 0
             self.expect_batches(quiet)
-            drops.add({}, [self.left(x) for line in held for x in line if x.window < cursor.window])
+            for line, size in zip(held, self.buckets, strict=True):
+                drops.add({}, [self.left(x, size) for x in line if x.window < cursor.window])
             held = [[x for x in line if x.window == cursor.window] for line in held]
             begun = cursor.place
 
@@ -135,16 +137,22 @@ class BucketLane(Lane):
             return ()
         for one in line:
             if one.made is None:
-                chance = self.chance(one.window, one.taken)
-                one.made = self.pictures.decode(one.candidate, chance, size)
+                self.decode(one, size)
                 self.in_a_row = self.in_a_row + 1 if isinstance(one.made, Drop) else 0
                 if isinstance(one.made, Drop):
                     self.patience.bear(self.in_a_row, one.made)
         good = tuple(one.made for one in line if isinstance(one.made, Sample))
         return good if len(good) == self.batch_size else ()
 
-    def left(self, one: Held) -> Drop:
+    def decode(self, one: Held, size: Size) -> None:
+        one.made = self.pictures.decode(one.candidate, self.chance(one.window, one.taken), size)
+
+    def left(self, one: Held, size: Size) -> Drop:
         """What became of a picture whose bucket was not full in time."""
+        if one.made is None:  # so that what is bad is counted as that, whenever the run goes on
+            self.decode(one, size)
+        if isinstance(one.made, Drop):
+            return one.made
         told = f"fewer than {self.batch_size} of its proportions in two windows"
         at = one.candidate
         return Drop(at.source, f"{FILTERED}bucket", at.shard, at.encoded.key, told)

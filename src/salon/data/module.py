@@ -117,7 +117,16 @@ class ShardData(LightningDataModule):
     @functools.cached_property  # it asks for every shard's size, and every checkpoint for it
     def identity(self) -> str:
         """Ten hex digits for what a model trained on this data has seen: shards and rules."""
-        access, sources = self.reader.access, self.sources("train")
+        return self._digest("train")
+
+    @functools.cached_property
+    def read_identity(self) -> str:
+        """The same for all that a Trainer reads, which is what `precompute` writes."""
+        told = self.identity + self._digest("val")
+        return hashlib.sha256(told.encode()).hexdigest()[:10]
+
+    def _digest(self, split: str) -> str:
+        access, sources = self.reader.access, self.sources(split)
         told = [
             [s.name, s.weight, [[Path(url).name, size_of(url, access)] for url in s.shards]]
             for s in sources
@@ -130,7 +139,12 @@ class ShardData(LightningDataModule):
     def _rules(self) -> list[Any]:
         """What of the config decides what a sample becomes."""
         reader = self.reader
-        rules = repr([reader.image, reader.caption, reader.filters])
+        # A long expression's own repr is cut off after 200 characters.
+        filters = [
+            rule._replace(wanted=getattr(rule.wanted, "pattern", rule.wanted))
+            for rule in reader.filters
+        ]
+        rules = repr([reader.image, reader.caption, filters])
         return [reader.resolution, reader.crop, rules]
 
     def has(self, split: str) -> bool:
@@ -154,7 +168,7 @@ class ShardData(LightningDataModule):
         """The folder of what these networks made of this data."""
         if isinstance(self.precomputed, str):
             return Path(self.precomputed)
-        return place(Path(self.precomputed_dir), self.identity, networks)
+        return place(Path(self.precomputed_dir), self.read_identity, networks)
 
     def use_precomputed(self, networks: Networks) -> None:
         """Feeds that in place of pictures and captions, for training and validation.
@@ -162,7 +176,7 @@ class ShardData(LightningDataModule):
         Raises ValueError where it is not there, or of other networks or data.
         """
         folder, reader = self.made_by(networks), self.reader
-        about = find(folder, self.identity, networks)
+        about = find(folder, self.read_identity, networks)
         self._made = (
             folder,
             LatentReader(about, reader.caption, reader.limits, reader.access, reader.draws),

@@ -1,5 +1,6 @@
 """What frozen networks made of a data set, in shards of its own: read in place of the pictures.
 
+    FOLDER/making.json                 of which data and which networks; written first
     FOLDER/precomputed.json            of which data and which networks; written last
     FOLDER/SPLIT/SOURCE/00000.tar      as many as the source has, in its order; in each, by sample:
         KEY.latent     npy, float16 (2, C, h, w): mean and standard deviation of its latent
@@ -16,6 +17,7 @@ C latent channels, h, w rows and columns, L tokens, D and D' the text tower's wi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -42,6 +44,7 @@ from salon.types import Latents, Text
 
 LAYOUT = 1  # raised with every change of what a folder holds
 INDEX = "precomputed.json"
+CLAIM = "making.json"  # of which data and which networks; written first
 FIELD = "precomputed"  # in the json of a sample
 MEMBERS = frozenset(("latent", "tokens", "pooled", "txt", "json"))
 
@@ -81,12 +84,14 @@ def find(folder: Path, data: str, networks: Networks) -> Index:
     mend = "Make it with the settings of this run: python -m salon.data precompute KEY=VALUE ..."
     try:
         index = Index(**json.loads((folder / INDEX).read_bytes()))
+        if not isinstance(index.networks, dict) or not isinstance(index.latent, list):
+            raise TypeError("networks or latent of another kind")
     except FileNotFoundError as error:
         raise ValueError(
             f"data.precomputed: {folder} is not there, or not finished; expected what these "
             f"networks made of this data. {mend}"
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"data.precomputed: {folder / INDEX} is damaged ({error}). {mend}"
         ) from error
@@ -115,26 +120,32 @@ def packed(values: Tensor) -> bytes:
             "networks cannot be precomputed. Train with data.precomputed=false"
         )
     buffer = io.BytesIO()
-    np.save(buffer, half.numpy(), allow_pickle=False)
+    np.save(buffer, half.numpy().astype("<f2"), allow_pickle=False)
     return buffer.getvalue()
 
 
 def unpacked(raw: bytes, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    """A view of the bytes. Raises Bad unless it is npy of float16 and of this shape.
+    """A view of the bytes. Raises Bad unless it is npy of float16, of this shape and finite.
 
-    Not `np.load`: that would allocate what the header says, whatever is there.
+    Not `np.load`: that would allocate what the header says, and its parser of headers raises many
+    things. The header has to be the one that `packed` writes.
     """
-    stream = io.BytesIO(raw)
-    try:
-        if npy.read_magic(stream) != (1, 0):
-            raise ValueError("another version of npy than 1.0")
-        found, fortran, dtype = npy.read_array_header_1_0(stream)
-    except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise Bad("latent_corrupt", f"no npy: {str(error)[:200]}") from error
-    wanted = 2 * math.prod(shape)
-    if found != shape or fortran or dtype != np.float16 or len(raw) - stream.tell() != wanted:
-        raise Bad("latent_corrupt", f"{dtype} {found}, expected float16 {shape}")
-    return np.frombuffer(raw, np.float16, offset=stream.tell()).reshape(shape)
+    header = _header(shape)
+    if not raw.startswith(header):
+        raise Bad("latent_corrupt", f"no npy of float16 {shape}: it begins with {raw[:80]!r}")
+    if len(raw) != len(header) + 2 * math.prod(shape):
+        raise Bad("latent_corrupt", f"{len(raw):,} bytes are not those of float16 {shape}")
+    values = np.frombuffer(raw, np.float16, offset=len(header)).reshape(shape)
+    if not np.isfinite(values).all():  # one would make all weights NaN
+        raise Bad("latent_corrupt", "values that are no finite numbers")
+    return values
+
+
+@functools.lru_cache(maxsize=1024)
+def _header(shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    npy.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
 
 
 # -- the reader --------------------------------------------------------------------------------

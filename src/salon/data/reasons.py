@@ -49,6 +49,7 @@ SAMPLE = {
 }
 BAD = SHARD | SAMPLE
 FILTERED = "filter:"  # and the name of the filter
+ASKED = {f"{FILTERED}bucket": "too few of its proportions for a batch: data.buckets, data.window"}
 
 
 class Bad(Exception):

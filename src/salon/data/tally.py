@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from salon.data.reasons import BAD, FILTERED, UNREACHABLE
+from salon.data.reasons import ASKED, BAD, FILTERED, UNREACHABLE
 from salon.data.settings import number
 
 EXAMPLES = 5  # of each reason, the first ones
@@ -171,7 +171,7 @@ class Tally:
                     "dropped": {
                         reason: {
                             "count": n,
-                            "meaning": BAD.get(reason, "asked for in data.filters"),
+                            "meaning": {**BAD, **ASKED}.get(reason, "asked for in data.filters"),
                             "examples": self.examples[at],
                         }
                         for at, n in self.dropped.most_common()
