@@ -226,7 +226,7 @@ def test_other_networks_are_refused_by_name(made: Path, mini: Mini, tmp_path: Pa
         prepared(mini(MODEL, f"data.precomputed={made}"))[1].use_precomputed(networks)
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
-    (copy / "train" / "0" / "00001.tar").unlink()
+    (copy / "train" / "0" / "00000001.tar").unlink()
     data = prepared(mini(MODEL, *SEVERAL, f"data.precomputed={copy}"))[1]
     data.use_precomputed(networks)
     with pytest.raises(ValueError, match=r"has 3 shards, expected 4"):

@@ -96,14 +96,18 @@ def load_weights(model: Trainee, state: dict[str, torch.Tensor], path: str) -> N
 
 def device_of(name: str) -> torch.device:
     """Of a setting: a name of torch's, or "auto": a GPU where there is one."""
+    there = torch.cuda.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if there else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(
             f"device={name!r}: expected auto, cpu, cuda or cuda:0 ({error})"
         ) from error
+    if device.type == "cuda" and not there:
+        raise ValueError(f"device={name!r}: torch sees no GPU here; say device=cpu or device=auto")
+    return device
 
 
 def digest_of(module: nn.Module) -> str:

@@ -213,7 +213,7 @@ class Job:
             for number, read, drops, last in loader:
                 if number not in written:
                     stack = failing.enter_context(contextlib.ExitStack())
-                    tar = stack.enter_context(shard_writer(self.folder / f"{number:05d}.tar"))
+                    tar = stack.enter_context(shard_writer(self.folder / f"{number:08d}.tar"))
                     written[number] = stack, tar, Tally()
                 stack, tar, tally = written[number]
                 for members in self.encoded(read):
@@ -222,7 +222,8 @@ class Job:
                     if drop.reason in UNREACHABLE:  # it would be missing for good
                         raise ValueError(
                             f"{drop.shard} cannot be fetched: {drop.reason}: {drop.detail}. What "
-                            "is done is kept; run the same command again when it can be"
+                            "is done is kept; run the same command again when it can be, or leave "
+                            "it out of data.train and data.val"
                         )
                 tally.add({self.source.name: len(read)}, drops)
                 if last:
@@ -234,7 +235,7 @@ class Job:
 
     def stats(self, number: int) -> Path:
         """Written last, so that it marks a whole shard."""
-        return self.folder / f"{number:05d}_stats.json"
+        return self.folder / f"{number:08d}_stats.json"
 
     @torch.no_grad()
     def encoded(self, read: list[Read]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
     FOLDER/making.json                 of which data and which networks; written first
     FOLDER/precomputed.json            of which data and which networks; written last
-    FOLDER/SPLIT/SOURCE/00000.tar      as many as the source has, in its order; in each, by sample:
+    FOLDER/SPLIT/SOURCE/00000000.tar   as many as the source has, in its order; in each, by sample:
         KEY.latent     npy, float16 (2, C, h, w): mean and standard deviation of its latent
         KEY.tokens     npy, float16 (sum of L, D): the tokens of its captions, one after the other
         KEY.pooled     npy, float16 (captions, D'): their pooled vectors
@@ -84,8 +84,9 @@ def find(folder: Path, data: str, networks: Networks) -> Index:
     mend = "Make it with the settings of this run: python -m salon.data precompute KEY=VALUE ..."
     try:
         index = Index(**json.loads((folder / INDEX).read_bytes()))
-        if not isinstance(index.networks, dict) or not isinstance(index.latent, list):
-            raise TypeError("networks or latent of another kind")
+        sides = [index.tokens, index.pooled, *index.latent]
+        if not isinstance(index.networks, dict) or not all(type(n) is int for n in sides):
+            raise TypeError("networks or sizes of another kind")
     except FileNotFoundError as error:
         raise ValueError(
             f"data.precomputed: {folder} is not there, or not finished; expected what these "
