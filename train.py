@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from salon import doors, run
+from salon import benchmark, doors, run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -19,3 +19,4 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     with doors.errors_for_people("; go on with resume=RUN_FOLDER"):
         main()
+        benchmark.conclude()

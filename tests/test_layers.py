@@ -24,9 +24,9 @@ ROOMS: dict[str, set[str]] = {
     "text": {"nn", "types"},
     "data": {"files", "shapes", "types"},
     "metrics": {"shapes", "text", "types"},
-    "models": {"losses", "diffusion", "nn", "text", "types"},
+    "models": {"losses", "diffusion", "nn", "shapes", "text", "types"},
     "pictures": {"metrics"},
-    "jury": {"models", "metrics", "text", "types"},
+    "jury": {"files", "metrics", "models", "shapes", "text", "types"},
     "callbacks": {"files", "jury", "models", "metrics", "pictures"},
     "config": set(),
     "checkpoint": {"config", "models"},
@@ -37,9 +37,10 @@ ROOMS: dict[str, set[str]] = {
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
+    "benchmark": set(),  # a door
 }
 # Doors join everything, and nothing imports them.
-DOORS = {"salon.jury.evaluate", "salon.jury.__main__", "salon.data.__main__"}
+DOORS = {"salon.benchmark", "salon.jury.evaluate", "salon.jury.__main__", "salon.data.__main__"}
 THIRD_PARTIES: dict[str, set[str]] = {
     "hydra": {"doors", "stages"},
     "omegaconf": {"config", "doors", "stages", "run", "draw"},

@@ -298,9 +298,7 @@ def test_jury_door(finished: Path, mini_root: Path) -> None:
     for numbers in told["splits"].values():
         assert numbers["images"] == 16
         assert numbers["prompt_accuracy_real"] >= 0.9
-        assert {"fd_clip", "clip_score", "prompt_accuracy", "prompt_accuracy_chance"} <= set(
-            numbers
-        )
+        assert {"fd", "clip_score", "prompt_accuracy", "prompt_accuracy_chance"} <= set(numbers)
     assert told["protocol"]["checkpoint_sha256"] == checkpoint.digest(finished)
     assert (finished / "jury" / "heldout.png").exists()
     assert "prompt_accuracy" in done.stdout

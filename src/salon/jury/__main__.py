@@ -1,4 +1,4 @@
-"""python -m salon.jury evaluate --help"""
+"""python -m salon.jury evaluate|report --help"""
 
 import sys
 
@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from salon import doors
-from salon.jury import evaluate
+from salon.jury import compare, evaluate
 
 
 @hydra.main(version_base="1.3", config_path=str(doors.CONF), config_name="evaluate")
@@ -15,11 +15,19 @@ def judge(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] != ["evaluate"]:
-        sys.exit("usage: python -m salon.jury evaluate checkpoint=PATH [KEY=VALUE ...]")
-    del sys.argv[1]
+    if sys.argv[1:2] not in (["evaluate"], ["report"]):
+        print(
+            "usage: python -m salon.jury evaluate checkpoint=PATH [KEY=VALUE ...]\n"
+            "       python -m salon.jury report FOLDER... [out=report] [title=TEXT]\n"
+            "Each tells more with --help."
+        )
+        sys.exit(0 if sys.argv[1:2] == ["--help"] else 2)
     with doors.errors_for_people():
-        judge()
+        if sys.argv[1] == "report":
+            compare.report(sys.argv[2:])
+        else:
+            del sys.argv[1]
+            judge()
 
 
 if __name__ == "__main__":

@@ -1,86 +1,350 @@
-"""`python -m salon.jury evaluate`: the protocol over splits -> metrics.json, grids, a table."""
+"""`python -m salon.jury evaluate`: a model before the jury -> metrics.json, record.json, grids."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
-from functools import partial
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
-from salon import checkpoint, draw, pictures
-from salon.config import build
-from salon.jury.protocol import judge
+from salon import checkpoint, draw, files, pictures
+from salon.config import build, to_plain
+from salon.jury.baselines import baselines
+from salon.jury.features import FeatureStore
+from salon.jury.hearing import Hearing, Sheet, pairs, wall
+from salon.jury.price import Price, price
+from salon.jury.protocol import clip_of
+from salon.jury.record import Cost, Number, Point, Record, Scalar, Setting
+from salon.models.adversarial import Adversarial
+from salon.models.base import TextToImage
+from salon.models.latent_diffusion import LatentDiffusion
+from salon.shapes import prompts
+from salon.text.clip import ClipTower
 
 SHOWN = 16  # pictures in a split's grid
+Told = dict[str, dict[str, Number]]
 
 
-def evaluate(cfg: DictConfig) -> dict[str, dict[str, float]]:
-    """Raises ValueError for what a user can mend."""
+def evaluate(cfg: DictConfig) -> Told:
+    """Leaves the generators of random numbers as they were.
+
+    Raises ValueError for what a user can mend.
+    """
+    with torch.random.fork_rng():
+        return _evaluate(cfg)
+
+
+def _evaluate(cfg: DictConfig) -> Told:
     file = checkpoint.find(cfg.checkpoint)
     model = draw.load(file, cfg)
-    data = build(cfg.get("data") or model.recipe["run"]["data"], "data")
+    data = data_of(cfg, model)
     if data.resolution != model.resolution:
         raise ValueError(
             f"data.resolution={data.resolution}: the model draws {model.resolution} px. Judge it "
             f"on its own data, which is the default, or say data.resolution={model.resolution}"
         )
+    for name in draw.as_list(cfg.sets):
+        prompts.pools(str(name))  # says which there are
     data.prepare_data()
-    run = file.parent.parent if file.parent.name == checkpoint.LAST.parent.name else file.parent
+    run = run_of(file)
     out = Path(cfg.out) if cfg.out else run / "jury"
     out.mkdir(parents=True, exist_ok=True)
     made = draw.provenance(model, file, cfg)
-    told: dict[str, dict[str, float]] = {}
-    for split in draw.as_list(cfg.splits):
-        with Progress(transient=True) as progress:
-            advance = partial(progress.advance, progress.add_task(split, total=cfg.images))
-            told[split], images, shown = judge(
-                model,
-                data,
-                split=split,
-                number=cfg.images,
-                batch_size=cfg.sampling_batch,
-                make_distance=build(cfg.metrics, "metrics"),
-                progress=advance,
-            )
-        captions = [prompt.caption for prompt in shown.prompts[:SHOWN]]
-        sheet = pictures.grid(images[:SHOWN], captions, columns=8)
-        pictures.save_png(sheet, out / f"{split}.png", made)
-        told[split]["images"] = len(images)
-    record = {
+    make = build(cfg.extractor, "extractor")
+    tower = tower_of(cfg, model)
+    hearing = Hearing(
+        model, identity=made["checkpoint_sha256"], ema=bool(cfg.ema), tower=tower,
+        extractor=make(tower=tower) if callable(make) and not isinstance(make, torch.nn.Module)
+        else make,
+        store=FeatureStore(cfg.features or out / "features"), batch_size=cfg.sampling_batch,
+    )  # fmt: skip
+    with bar() as progress:
+        record = heard(cfg, hearing, data, run, out, made, progress)
+    files.write(out / "record.json", json.dumps(record.to_json()))
+    if cfg.baselines:
+        found = baselines(
+            hearing, data, split=str(draw.as_list(cfg.splits)[0]), number=cfg.images,
+            train=cfg.train_images or cfg.images, protocol=record.protocol, shown=cfg.wall,
+        )  # fmt: skip
+        for one in found:
+            name = f"record-{draw.slug(one.label)}.json"
+            files.write(out / name, json.dumps(one.to_json()))
+    told = record.metrics
+    written = {
         "protocol": {
+            **record.protocol,
             "checkpoint": str(file),
             "checkpoint_sha256": made["checkpoint_sha256"],
-            "model": type(model).__name__,
             "settings": model.settings,
-            "ema": bool(cfg.ema),
-            "data": data.identity,
-            "images": cfg.images,
             "seeds": "i for prompt i",
         },
-        "splits": told,
+        "splits": {split: plain(numbers) for split, numbers in told.items()},
+        "intervals": {
+            split: {name: number._asdict() for name, number in numbers.items()}
+            for split, numbers in told.items()
+        },
     }
-    (out / "metrics.json").write_text(json.dumps(record, indent=2))
+    files.write(out / "metrics.json", json.dumps(written, indent=2))
     Console().print(table(told))
     print(f"pictures: {' '.join(str(out / f'{split}.png') for split in told)}")
     return told
 
 
-def table(told: dict[str, dict[str, float]]) -> Table:
-    """Rows are numbers, columns are splits."""
-    shown = Table(title="the jury", title_justify="left")
+def tower_of(cfg: DictConfig, model: TextToImage) -> ClipTower:
+    """The CLIP that judges."""
+    if not cfg.tower:
+        return clip_of(model)
+    found = getattr(checkpoint.load(cfg.tower, device=model.device), "tower", None)
+    if not isinstance(found, ClipTower):
+        raise ValueError(
+            f"tower={cfg.tower}: expected a run of model=clip/..., whose tower judges, such as a "
+            "folder stages/clip-..."
+        )
+    return found
+
+
+def data_of(cfg: DictConfig, model: TextToImage) -> Any:
+    """The data set that is named, or else the one that the model was trained on."""
+    if cfg.get("data"):
+        return build(cfg.data, "data")
+    try:
+        return build(model.recipe["run"]["data"], "data")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. So the checkpoint says, which an earlier version may have written; name the "
+            "data set with today's settings: data=shapes, or data=shards data.train=DIR"
+        ) from error
+
+
+def plain(numbers: dict[str, Number]) -> dict[str, float]:
+    images = max((number.n or 0 for number in numbers.values()), default=0)
+    return {**{name: number.value for name, number in numbers.items()}, "images": images}
+
+
+def heard(
+    cfg: DictConfig, hearing: Hearing, data: Any, run: Path, out: Path, made: dict[str, Any],
+    progress: Progress,
+) -> Record:  # fmt: skip
+    """Everything that the config asks for, of one model."""
+    told: Told = {}
+    copies, first = None, None
+    train, train_features = training_pictures(cfg, hearing, data)
+    for split in map(str, draw.as_list(cfg.splits)):
+        with task(progress, split, cfg.images) as advance:
+            sheet, found, _ = hearing.split(data, split, cfg.images, train_features, advance)
+        show(sheet, out / f"{split}.png", made)
+        told[split] = sheet.numbers
+        if first is None:
+            first = sheet
+            if train is not None:
+                copies = pairs(sheet, found, train)
+    for name in map(str, draw.as_list(cfg.sets)):
+        with task(progress, name, cfg.set_images) as advance:
+            sheet = hearing.set(name, cfg.set_images, cfg.world_seed, advance)
+        show(sheet, out / f"{name}.png", made)
+        told[name] = sheet.numbers
+    bias = []
+    for attribute in map(str, draw.as_list(cfg.open)):
+        with task(progress, f"open {attribute}", cfg.set_images) as advance:
+            found_bias = hearing.bias(attribute, cfg.set_images, cfg.world_seed, advance)
+        bias += [] if found_bias is None else [found_bias]
+    assert first is not None, "at least one split"
+    asked = price(
+        hearing.model, first.captions, batch=min(cfg.price.batch, len(first.captions)),
+        repeats=cfg.price.repeats,
+    ) if cfg.price else None  # fmt: skip
+    return Record(
+        label=cfg.label or str(made["model"]),
+        family=family_of(hearing.model),
+        seed=hearing.model.recipe["run"].get("seed"),
+        checkpoint="last",
+        protocol=protocol(cfg, hearing, data),
+        settings={**scalars(hearing.model.settings), "ema": bool(cfg.ema)},
+        metrics=told,
+        cost=costs(run, asked),
+        curve=curve(run),
+        sweep=swept(cfg, hearing, data, progress),
+        wall=wall(first, cfg.wall),
+        copies=copies,
+        bias=tuple(bias),
+    )
+
+
+def training_pictures(
+    cfg: DictConfig, hearing: Hearing, data: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """Among which copies are looked for, and their features."""
+    if not cfg.train_images:
+        return None, None
+    batches = data.batches("train", -(-cfg.train_images // data.batch_size))
+    images = torch.cat([batch.images for batch in batches])[: cfg.train_images]
+    return images, hearing.real(data, "train", images)
+
+
+def swept(cfg: DictConfig, hearing: Hearing, data: Any, progress: Progress) -> tuple[Setting, ...]:
+    """The same checkpoint with each value of each setting that it has, the others as they are."""
+    model, found = hearing.model, []
+    before = dict(model.settings)
+    for key, values in to_plain(cfg.sweep or {}).items():
+        for value in values if key in before else ():
+            with task(progress, f"{key}={value}", cfg.sweep_images) as advance:
+                try:
+                    model.set_sampling(**{key: value})
+                    sheet, _, _ = hearing.split(
+                        data, str(draw.as_list(cfg.splits)[0]), cfg.sweep_images, None, advance
+                    )
+                    asked = price(model, sheet.captions, batch=1, repeats=3)
+                finally:
+                    model.set_sampling(**before)
+            numbers = {name: number.value for name, number in sheet.numbers.items()}
+            found.append(Setting({key: value}, numbers, asked.flops, asked.latency))
+    return tuple(found)
+
+
+# -- what else a record holds --------------------------------------------------------------------
+
+
+def protocol(cfg: DictConfig, hearing: Hearing, data: Any) -> dict[str, Scalar]:
+    """What has to be equal where two records stand in one table."""
+    return {
+        "extractor": hearing.extractor.identity,
+        "tower": checkpoint.digest_of(hearing.tower),
+        "data": data.identity,
+        "resolution": data.resolution,
+        "images": cfg.images,
+        "set_images": cfg.set_images,
+        "world_seed": cfg.world_seed,
+        "train_images": cfg.train_images,
+        "seeds": "i for prompt i",
+        "torch": metadata.version("torch").partition("+")[0],
+        "salon": metadata.version("salon"),
+    }
+
+
+def scalars(told: dict[str, Any]) -> dict[str, Scalar]:
+    return {
+        key: value if isinstance(value, Scalar) else json.dumps(value)
+        for key, value in told.items()
+    }
+
+
+def family_of(model: TextToImage) -> str:
+    if isinstance(model, Adversarial):
+        return "GAN"
+    return "diffusion" if isinstance(model, LatentDiffusion) else "VAE"
+
+
+def run_of(file: Path) -> Path:
+    """The run folder of a checkpoint."""
+    return file.parent.parent if file.parent.name == checkpoint.LAST.parent.name else file.parent
+
+
+def costs(run: Path, asked: Price | None) -> Cost:
+    """Of training, as the run's summary tells; of drawing, as it was measured now."""
+    summary = run / "summary.json"
+    told = json.loads(summary.read_text()) if summary.is_file() else {}
+    numbers, stages = told.get("metrics", {}), told.get("stages") or {}
+    flops = {"model": numbers["cost/train_flops"]} if "cost/train_flops" in numbers else None
+    if flops and stages and all(one and one["flops"] for one in stages.values()):
+        flops["stages"] = sum(one["flops"] for one in stages.values())
+    memory = numbers.get("cost/peak_memory_mb")
+    cost = Cost(
+        images=told.get("images_seen"),
+        seconds=numbers.get("cost/seconds"),
+        flops=flops,
+        parameters={"model": int(numbers["cost/trained_parameters"])}
+        if "cost/trained_parameters" in numbers
+        else None,
+        peak_memory=None if memory is None else int(memory * 2**20),
+    )
+    if asked is None:
+        return cost
+    return cost._replace(
+        sample_flops=asked.flops,
+        latency=asked.latency,
+        largest_batch=asked.batch,
+        latency_largest=asked.seconds_per_image,
+        parameters={**(cost.parameters or {}), "drawing": asked.parameters},
+    )
+
+
+def curve(run: Path) -> tuple[Point, ...]:
+    """Every validation of the run that measured quality."""
+    path, found = run / "metrics.csv", []
+    if not path.is_file():
+        return ()
+    with path.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            numbers = {
+                name.removeprefix("quality/"): float(value)
+                for name, value in row.items()
+                if value and name.startswith("quality/") and name != "quality/images"
+            }
+            if numbers and row.get("images_seen"):
+                seconds, flops = (row.get(f"cost/{name}") for name in ("seconds", "train_flops"))
+                found.append(
+                    Point(
+                        int(row["images_seen"]),
+                        float(seconds) if seconds else None,
+                        float(flops) if flops else None,
+                        numbers,
+                    )
+                )
+    return tuple(found)
+
+
+# -- on the terminal -----------------------------------------------------------------------------
+
+
+def bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), transient=True)
+
+
+@contextlib.contextmanager
+def task(progress: Progress, name: str, total: int) -> Iterator[Any]:
+    number = progress.add_task(name, total=total)
+    try:
+        yield lambda done: progress.advance(number, done)
+    finally:
+        progress.remove_task(number)
+
+
+def show(sheet: Sheet, path: Path, made: dict[str, Any]) -> None:
+    grid = pictures.grid(sheet.images[:SHOWN], sheet.captions[:SHOWN], columns=8)
+    pictures.save_png(grid, path, made)
+
+
+def table(told: Told) -> Table:
+    """Rows are numbers, columns are splits and sets of prompts."""
+    shown = Table(title="the jury (± half of a 95 % interval)", title_justify="left")
     shown.add_column("")
     for split in told:
         shown.add_column(split, justify="right")
-    names = dict.fromkeys(name for numbers in told.values() for name in numbers)
-    for name in names:
-        values: list[Any] = [numbers.get(name) for numbers in told.values()]
-        cells = [
-            "" if v is None else f"{v:.3f}" if v != int(v) or v < 2 else f"{v:g}" for v in values
-        ]
+    for name in ordered({name for numbers in told.values() for name in numbers}):
+        cells = [said(numbers.get(name)) for numbers in told.values()]
         shown.add_row(name.replace("prompt_accuracy/", "  "), *cells)
     return shown
+
+
+def ordered(names: set[str]) -> Sequence[str]:
+    """What was asked for first, then the rest."""
+    return sorted(names, key=lambda name: (not name.startswith("prompt_accuracy"), name))
+
+
+def said(number: Number | None) -> str:
+    if number is None:
+        return ""
+    if number.low is None or number.high is None:
+        return f"{number.value:.3f}"
+    return f"{number.value:.3f} ±{(number.high - number.low) / 2:.3f}"

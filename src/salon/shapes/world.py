@@ -5,7 +5,9 @@ Lengths are shares of the image side; x runs right and y runs down, both from 0 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -147,17 +149,38 @@ def _background(rng: np.random.Generator) -> str:
     return tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
 
 
-def _draw_one(rng: np.random.Generator) -> Scene:
+def spots(rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+    """A random place for a lone object in each of the positions."""
     along, across = rng.uniform(0.14, 0.22), rng.uniform(-0.08, 0.08)
     near = rng.uniform(-0.06, 0.06, size=2)
-    dx, dy = {
+    offsets = {
         "left": (-along, across),
         "right": (along, across),
         "top": (across, -along),
         "bottom": (across, along),
         "center": (near[0], near[1]),
-    }[POSITIONS[rng.integers(len(POSITIONS))]]
-    x, y = round(0.5 + float(dx), 4), round(0.5 + float(dy), 4)
+    }
+    return {
+        word: (round(0.5 + float(dx), 4), round(0.5 + float(dy), 4))
+        for word, (dx, dy) in offsets.items()
+    }
+
+
+def stand_apart(objects: Sequence[Object]) -> bool:
+    """Whether every object keeps its distance from the border and from each other."""
+    boxes = [item.box for item in objects]
+    for left, top, right, bottom in boxes:
+        if min(left, top) < MARGIN or max(right, bottom) > 1 - MARGIN:
+            return False
+    return all(
+        max(l1 - r2, l2 - r1, t1 - b2, t2 - b1) >= GAP
+        for (l1, t1, r1, b1), (l2, t2, r2, b2) in combinations(boxes, 2)
+    )
+
+
+def _draw_one(rng: np.random.Generator) -> Scene:
+    places = spots(rng)
+    x, y = places[POSITIONS[rng.integers(len(POSITIONS))]]
     return Scene(_background(rng), (Object(*_attributes(rng), x=x, y=y),))
 
 
@@ -168,11 +191,7 @@ def _draw_two(rng: np.random.Generator) -> Scene | None:
     )
     if (first.shape, first.color) == (second.shape, second.color):
         return None
-    for left, top, right, bottom in (first.box, second.box):
-        if min(left, top) < MARGIN or max(right, bottom) > 1 - MARGIN:
-            return None
-    (l1, t1, r1, b1), (l2, t2, r2, b2) = first.box, second.box
-    if max(l1 - r2, l2 - r1, t1 - b2, t2 - b1) < GAP:
+    if not stand_apart((first, second)):
         return None
     named = relation(first.x, first.y, second.x, second.y)
     return None if named is None else Scene(_background(rng), (first, second), named)

@@ -55,6 +55,10 @@ class TextTower(nn.Module, ABC):
             memory.popitem(last=False)
         return _padded(found)
 
+    def forget(self) -> None:
+        """As if no caption had been seen yet."""
+        self._memory.clear()
+
     def _apply(self, *args: Any, **kwargs: Any) -> TextTower:
         self._memory.clear()  # moved to another device or dtype
         return super()._apply(*args, **kwargs)

@@ -1,0 +1,82 @@
+"""What needs no model: how good is a picture that was not drawn at all?
+
+    real pictures           the split's own, for their own prompts: the ceiling
+    shuffled captions       the same pictures, each for another's prompt: chance
+    nearest caption         for each prompt the training picture whose caption is nearest to it
+    mean image              the mean of training pictures, for every prompt
+
+A model that obeys no better than the nearest caption's picture has learnt nothing that a search
+would not find; one that is nearer to real pictures than these are to each other copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salon.jury import trial
+from salon.jury.hearing import Hearing, Sheet, scenes, wall
+from salon.jury.protocol import Exhibits, JuryData, exhibits
+from salon.jury.record import Record, Scalar
+
+CHUNK = 256  # captions that the tower reads at a time
+
+
+def baselines(
+    hearing: Hearing, data: JuryData, *, split: str, number: int, train: int,
+    protocol: dict[str, Scalar], shown: int,
+) -> list[Record]:  # fmt: skip
+    """A record of each, on the first `number` of a split and `train` training pictures."""
+    hung, learnt = exhibits(data, split, number), exhibits(data, "train", train)
+    real = hearing.real(data, split, hung.real)
+    features = hearing.real(data, "train", learnt.real)
+    captions = [prompt.caption for prompt in hung.prompts]
+    order = torch.arange(len(captions)).roll(1)
+
+    def nearest() -> Tensor:
+        return learnt.real[nearest_captions(hearing, captions, captions_of(learnt))]
+
+    made: dict[str, tuple[str | None, Callable[[], Tensor]]] = {
+        "real pictures": ("ceiling", lambda: hung.real),
+        "shuffled captions": ("chance", lambda: hung.real[order]),
+        "nearest caption": (None, nearest),
+        "mean image": (None, lambda: learnt.real.mean(0, keepdim=True).expand_as(hung.real)),
+    }
+    records = []
+    for label, (mark, make) in made.items():
+        images = make()
+        told = scenes(images, hung) | trial.aligned(images, captions, hearing.tower)
+        # Real pictures against themselves have no distance, so they stand against training's.
+        is_real = label in ("real pictures", "shuffled captions")
+        drawn = features if is_real else hearing.of_images(images)
+        told |= trial.distances(real, drawn)
+        if not is_real:
+            told |= trial.copying(features, real, drawn)[0]
+        sheet = Sheet(images, captions, told)
+        hung_up = wall(sheet, shown)
+        metrics = {split: told}
+        records.append(
+            Record(label, "baseline", None, "", protocol, {}, metrics, mark, wall=hung_up)
+        )
+    return records
+
+
+def captions_of(shown: Exhibits) -> list[str]:
+    return [prompt.caption for prompt in shown.prompts]
+
+
+@torch.no_grad()
+def nearest_captions(hearing: Hearing, asked: Sequence[str], known: Sequence[str]) -> Tensor:
+    """(N,) which of the known captions is nearest to each that is asked, by the tower's cosine."""
+
+    def read(captions: Sequence[str]) -> Tensor:
+        pieces = [
+            hearing.tower(list(captions[first : first + CHUNK])).pooled.float().cpu()
+            for first in range(0, len(captions), CHUNK)
+        ]
+        return F.normalize(torch.cat(pieces), dim=1)  # (N, E)
+
+    return (read(asked) @ read(known).T).argmax(1)

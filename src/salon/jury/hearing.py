@@ -1,0 +1,168 @@
+"""One model before the jury: what it draws for splits and sets of prompts, and all numbers on it.
+
+The same for every family: seed i for prompt i, everything through `sample`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from salon.jury import features, trial
+from salon.jury.features import FeatureStore
+from salon.jury.protocol import Exhibits, JuryData, exhibits
+from salon.jury.record import Copy, Number, Open, Picture
+from salon.metrics import oracle
+from salon.metrics.attributes import bias
+from salon.metrics.extractor import Extractor
+from salon.metrics.images import to_uint8
+from salon.models.base import TextToImage, sample_in_batches
+from salon.shapes import prompts
+from salon.text.clip import ClipTower
+
+CHUNK = 64  # images that an extractor sees at a time
+KEPT = 12  # copies that are shown
+Progress = Callable[[int], None]
+Numbers = dict[str, Number]
+
+
+class Sheet(NamedTuple):
+    """What was drawn for one split or set."""
+
+    images: Tensor  # (N, 3, H, W) in [-1, 1]
+    captions: list[str]
+    numbers: Numbers
+
+
+class Hearing:
+    def __init__(
+        self,
+        model: TextToImage,
+        *,
+        identity: str,  # of the checkpoint: its sha256
+        ema: bool,
+        tower: ClipTower,
+        extractor: Extractor,
+        store: FeatureStore,
+        batch_size: int,
+    ) -> None:
+        self.model, self.identity, self.ema = model, identity, ema
+        self.tower, self.extractor, self.store = tower, extractor, store
+        self.batch_size = batch_size
+
+    def draw(self, captions: Sequence[str], progress: Progress = lambda done: None) -> Tensor:
+        pieces = []
+        seeds = list(range(len(captions)))
+        for piece in sample_in_batches(self.model, captions, seeds, batch_size=self.batch_size):
+            pieces.append(piece)
+            progress(len(piece))
+        return torch.cat(pieces)
+
+    # -- splits of the data set ----------------------------------------------------------------
+
+    def split(
+        self, data: JuryData, name: str, number: int, train: Tensor | None, progress: Progress
+    ) -> tuple[Sheet, list[trial.Copied], Exhibits]:
+        """Of the first `number` of a split; `train` are features of training pictures."""
+        shown = exhibits(data, name, number)
+        captions = [prompt.caption for prompt in shown.prompts]
+        images = self.draw(captions, progress)
+        told = scenes(images, shown) | trial.aligned(images, captions, self.tower)
+        real, made = self.real(data, name, shown.real), self.drawn(captions, images)
+        told |= trial.distances(real, made)
+        found: list[trial.Copied] = []
+        if train is not None:
+            numbers, found = trial.copying(train, real, made)
+            told |= numbers
+        return Sheet(images, captions, told), found, shown
+
+    def real(self, data: Any, split: str, images: Tensor) -> Tensor:
+        made_of = features.real_set(data=data.identity, split=split, number=len(images))
+        return self._features(made_of, images)
+
+    def drawn(self, captions: Sequence[str], images: Tensor) -> Tensor:
+        made_of = features.drawn_set(
+            checkpoint_sha256=self.identity, prompts=captions, seeds=range(len(captions)),
+            settings=self.model.settings, ema=self.ema,
+        )  # fmt: skip
+        return self._features(made_of, images)
+
+    def of_images(self, images: Tensor) -> Tensor:
+        """Features of pictures that no model drew; not kept."""
+        return torch.cat(list(features.extract(self.extractor, map(to_uint8, images.split(CHUNK)))))
+
+    def _features(self, made_of: dict[str, Any], images: Tensor) -> Tensor:
+        protocol = features.protocol(self.extractor, made_of, size=images.shape[-1])
+
+        def make() -> Iterator[Tensor]:
+            return features.extract(self.extractor, map(to_uint8, images.split(CHUNK)))
+
+        return self.store.features(protocol, make)
+
+    # -- sets of prompts of the shapes' world --------------------------------------------------
+
+    def set(self, name: str, number: int, world_seed: int, progress: Progress) -> Sheet:
+        """Raises ValueError where there is no such set."""
+        asked = prompts.prompts(name, number, world_seed=world_seed)
+        captions = [one.caption for one in asked]
+        images = self.draw(captions, progress)
+        told = trial.obeyed(oracle.read_all(images), [one.asked for one in asked])
+        return Sheet(images, captions, told)
+
+    def bias(self, attribute: str, number: int, world_seed: int, progress: Progress) -> Open | None:
+        """What is drawn where prompts leave an attribute open, beside what training would have.
+
+        None where no picture shows one well-formed object, as an untrained model's.
+        """
+        asked = prompts.prompts(f"open_{attribute}", number, world_seed=world_seed)
+        images = self.draw([one.caption for one in asked], progress)
+        try:
+            found = bias(oracle.read_all(images), [one.asked for one in asked], attribute)
+        except ValueError:
+            return None
+        held = found.counted.held
+        return Open(
+            f"prompts that leave the {attribute} open",
+            attribute,
+            {word: round(part * held) for word, part in found.shares.items()},
+            {word: round(part * number) for word, part in found.trained.items()},
+        )
+
+
+def scenes(images: Tensor, shown: Exhibits) -> Numbers:
+    """What the oracle says, and its ceiling on the real pictures; nothing where the data set has no
+    exact descriptions."""
+    asked = [prompt.scene for prompt in shown.prompts if prompt.scene is not None]
+    if len(asked) < len(shown.prompts):
+        return {}
+    told = trial.obeyed(oracle.read_all(images), asked)
+    real = oracle.score(shown.real, asked)["all"]
+    told["prompt_accuracy_real"] = trial.share(round(real * len(asked)), len(asked))
+    return told
+
+
+# -- pictures for a report -----------------------------------------------------------------------
+
+
+def png(image: Tensor) -> bytes:
+    """Of an image (3, H, W) in [-1, 1]."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image[None])[0].permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wall(sheet: Sheet, number: int) -> tuple[Picture, ...]:
+    chosen = zip(sheet.captions[:number], sheet.images[:number], strict=True)
+    return tuple(Picture(caption, i, png(image)) for i, (caption, image) in enumerate(chosen))
+
+
+def pairs(sheet: Sheet, found: Sequence[trial.Copied], train: Tensor) -> tuple[Copy, ...]:
+    return tuple(
+        Copy(png(sheet.images[made]), png(train[source]), sheet.captions[made], ratio)
+        for made, source, ratio in found[:KEPT]
+    )

@@ -1,0 +1,147 @@
+"""A model before the jury: the same numbers each time, nothing changed by it, and one report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from conftest import ROOT
+from salon import checkpoint, run
+from salon.jury import compare, record
+from salon.jury.evaluate import evaluate
+
+ASKED = [
+    "images=16", "splits=[test,heldout]", "sets=[seen,phrasings]", "open=[color]", "set_images=8",
+    "train_images=24", "price=null", "baselines=true", "label=tiny", "sweep={steps: [1,2]}",
+    "sweep_images=8", "wall=3", "sampling_batch=5", "batch_size=8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(mini_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from conftest import mini_overrides
+
+    folder = tmp_path_factory.mktemp("heard")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        run.train(compose("train", mini_overrides("latent_diffusion/tiny", mini_root)), folder)
+    GlobalHydra.instance().clear()
+    return folder
+
+
+def asked(trained: Path, out: Path, *more: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", [f"checkpoint={trained}", *ASKED, f"out={out}", *more])
+
+
+@pytest.fixture(scope="module")
+def heard(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("jury")
+    evaluate(asked(trained, out))
+    return out
+
+
+def test_a_record_holds_what_was_asked_for(heard: Path, trained: Path) -> None:
+    told = record.load(heard / "record.json")
+    assert (told.label, told.family, told.seed) == ("tiny", "diffusion", 0)
+    assert set(told.metrics) == {"test", "heldout", "seen", "phrasings"}
+    accuracy = told.metrics["test"]["prompt_accuracy"]
+    assert accuracy.n == 16
+    assert accuracy.low is not None
+    assert accuracy.low <= accuracy.value <= (accuracy.high or 0)
+    assert {"fd", "kid", "density", "coverage", "vendi", "clip_score"} <= set(told.metrics["test"])
+    assert told.metrics["test"]["prompt_accuracy_real"].value >= 0.9
+    assert [dict(one.settings) for one in told.sweep] == [{"steps": 1}, {"steps": 2}]
+    one, two = (setting.sample_flops or 0 for setting in told.sweep)
+    assert 1.2 * one < two < 2 * one, "a second step of the network, and the decoder once"
+    assert len(told.wall) == 3
+    assert told.cost is not None
+    assert told.cost.images == 32
+    assert told.cost.flops is not None
+    assert told.cost.flops["stages"] > 0
+    assert [point.images_seen for point in told.curve] == [16, 32]
+    assert (heard / "phrasings.png").exists()
+    assert told.protocol["tower"] == checkpoint.digest_of(checkpoint.load(trained).text)
+
+
+def test_the_same_again_is_the_same(heard: Path, trained: Path, tmp_path: Path) -> None:
+    """Without the features that were kept."""
+    evaluate(asked(trained, tmp_path))
+    for name in ("metrics.json", "record.json"):
+        one, other = (json.loads((folder / name).read_text()) for folder in (heard, tmp_path))
+        for sweep in (one.get("sweep", []), other.get("sweep", [])):
+            for setting in sweep:
+                setting.pop("latency")  # a clock's
+        assert one == other
+
+
+def test_judging_changes_neither_the_checkpoint_nor_chance(
+    heard: Path, trained: Path, tmp_path: Path
+) -> None:
+    before = checkpoint.digest(trained)
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    evaluate(asked(trained, tmp_path, "sweep=null", "open=[]", "sets=[]"))
+    assert torch.equal(torch.rand(3), wanted)
+    assert checkpoint.digest(trained) == before
+
+
+def test_what_needs_no_model_stands_beside_it(heard: Path) -> None:
+    told = {one.label: one for one in compare.found_in([str(heard)])}
+    assert set(told) == {
+        "tiny", "real pictures", "shuffled captions", "nearest caption", "mean image",
+    }  # fmt: skip
+    accuracy = {name: one.metrics["test"]["prompt_accuracy"].value for name, one in told.items()}
+    assert accuracy["real pictures"] >= 0.9
+    assert accuracy["shuffled captions"] == accuracy["mean image"] == 0
+    assert told["real pictures"].mark == "ceiling"
+    distance = {name: one.metrics["test"]["fd"].value for name, one in told.items()}
+    assert distance["real pictures"] < distance["mean image"]
+
+
+def test_a_report_of_several_runs(heard: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    told = json.loads((heard / "record.json").read_text()) | {"seed": 1}
+    (other / "record.json").write_text(json.dumps(told))
+    records = compare.found_in([str(heard), str(other)])
+    page = compare.write(records, tmp_path / "report", title="Two", command="the command")
+    assert "tiny" in page.read_text()
+    with (tmp_path / "report" / "leaderboard.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert sum(row["label"] == "tiny" for row in rows) == 2
+    told["protocol"]["images"] = 17
+    told["seed"] = 2
+    (other / "record.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"images.*1[67].*1[67]"):
+        compare.write(
+            compare.found_in([str(heard), str(other)]), tmp_path / "no", title="", command=""
+        )
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("sets=[sean]", "no set of prompts is called 'sean'"),
+        ("tower={path}", "expected a run of model=clip"),
+        ("checkpoint=nowhere", "checkpoint='nowhere': no checkpoint there"),
+    ],
+)
+def test_mistakes_are_named(trained: Path, tmp_path: Path, change: str, said: str) -> None:
+    cfg = asked(trained, tmp_path, change.format(path=trained))
+    with pytest.raises(ValueError, match=said):
+        evaluate(cfg)
+
+
+def test_nothing_to_report_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no record\.json.*salon\.jury evaluate"):
+        compare.found_in([str(tmp_path)])
