@@ -122,6 +122,7 @@ def run(label: str, seed: int) -> Record:
             Open("a red shape", "shape", counts(rng, SHAPES), dict.fromkeys(SHAPES, 250)),
             Open("a circle", "color", counts(rng, COLORS), dict.fromkeys(COLORS, 9)),
         ),
+        hits={"test": (rng.random(200) < good).astype(int).tolist()},
     )  # fmt: skip
 
 

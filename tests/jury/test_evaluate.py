@@ -62,6 +62,8 @@ def test_a_record_holds_what_was_asked_for(heard: Path, trained: Path) -> None:
     one, two = (setting.sample_flops or 0 for setting in told.sweep)
     assert 1.2 * one < two < 2 * one, "a second step of the network, and the decoder once"
     assert len(told.wall) == 3
+    assert told.hits is not None
+    assert sum(told.hits["heldout"]) / 16 == told.metrics["heldout"]["prompt_accuracy"].value
     assert told.cost is not None
     assert told.cost.images == 32
     assert told.cost.flops is not None

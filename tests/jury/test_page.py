@@ -24,7 +24,7 @@ from salon.jury.style import DARK, LIGHT
 
 ATTACK = "<script>alert('x')</script>\"onload=\"alert(1)"
 VOID = {"br", "img", "input", "link", "meta", "wbr"}
-PARTS = ("metrics", "wall", "curve", "sweep", "cost", "copies", "bias")
+PARTS = ("metrics", "wall", "curve", "sweep", "cost", "copies", "bias", "hits")
 COMMAND = "python -m salon.jury report <runs> & more"
 COMMANDS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "chrome")
 HOW = (
@@ -79,7 +79,7 @@ def whole() -> Page:
 def test_every_part_is_there(whole: Page) -> None:
     ids = [attributes["id"] for attributes in whole.all("section")]
     assert ids == [
-        "ranking", "wall", "attributes", "training", "drawing", "cost", "copies", "open",
+        "ranking", "pairs", "wall", "attributes", "training", "drawing", "cost", "copies", "open",
         "protocol",
     ]  # fmt: skip
     assert "left out" not in whole.text
@@ -168,7 +168,7 @@ def test_what_comes_from_data_is_text() -> None:
 
 def test_missing_parts_are_said() -> None:
     bare = run("df_gan", 0)._replace(
-        metrics={}, wall=(), curve=(), sweep=(), cost=None, copies=None, bias=()
+        metrics={}, wall=(), curve=(), sweep=(), cost=None, copies=None, bias=(), hits=None
     )
     page = Page(html([bare]))
     assert page.text.count("left out") == len(PARTS) + 1  # accuracies by attribute

@@ -48,7 +48,8 @@ def baselines(
     records = []
     for label, (mark, make) in made.items():
         images = make()
-        told = scenes(images, hung) | trial.aligned(images, captions, hearing.tower)
+        told, hits = scenes(images, hung)
+        told |= trial.aligned(images, captions, hearing.tower)
         # Real pictures against themselves have no distance, so they stand against training's.
         is_real = label in ("real pictures", "shuffled captions")
         drawn = features if is_real else hearing.of_images(images)
@@ -56,10 +57,12 @@ def baselines(
         if not is_real:
             told |= trial.copying(features, real, drawn)[0]
         sheet = Sheet(images, captions, told)
-        hung_up = wall(sheet, shown)
+        hung_up, obeyed = wall(sheet, shown), None if hits is None else {split: hits}
         metrics = {split: told}
         records.append(
-            Record(label, "baseline", None, "", protocol, {}, metrics, mark, wall=hung_up)
+            Record(
+                label, "baseline", None, "", protocol, {}, metrics, mark, wall=hung_up, hits=obeyed
+            )
         )
     return records
 

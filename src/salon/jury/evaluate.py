@@ -137,6 +137,7 @@ def heard(
 ) -> Record:  # fmt: skip
     """Everything that the config asks for, of one model."""
     told: Told = {}
+    hits: dict[str, list[int]] = {}
     copies, first = None, None
     train, train_features = training_pictures(cfg, hearing, data)
     for split in map(str, draw.as_list(cfg.splits)):
@@ -144,6 +145,8 @@ def heard(
             sheet, found, _ = hearing.split(data, split, cfg.images, train_features, advance)
         show(sheet, out / f"{split}.png", made)
         told[split] = sheet.numbers
+        if sheet.hits is not None:
+            hits[split] = sheet.hits
         if first is None:
             first = sheet
             if train is not None:
@@ -177,6 +180,7 @@ def heard(
         wall=wall(first, cfg.wall),
         copies=copies,
         bias=tuple(bias),
+        hits=hits or None,
     )
 
 

@@ -18,7 +18,7 @@ from salon.jury.features import FeatureStore
 from salon.jury.protocol import Exhibits, JuryData, exhibits
 from salon.jury.record import Copy, Number, Open, Picture
 from salon.metrics import oracle
-from salon.metrics.attributes import bias
+from salon.metrics.attributes import bias, holds
 from salon.metrics.extractor import Extractor
 from salon.metrics.images import to_uint8
 from salon.models.base import TextToImage, sample_in_batches
@@ -37,6 +37,7 @@ class Sheet(NamedTuple):
     images: Tensor  # (N, 3, H, W) in [-1, 1]
     captions: list[str]
     numbers: Numbers
+    hits: list[int] | None = None  # 1 for each prompt that was obeyed
 
 
 class Hearing:
@@ -72,14 +73,15 @@ class Hearing:
         shown = exhibits(data, name, number)
         captions = [prompt.caption for prompt in shown.prompts]
         images = self.draw(captions, progress)
-        told = scenes(images, shown) | trial.aligned(images, captions, self.tower)
+        told, hits = scenes(images, shown)
+        told |= trial.aligned(images, captions, self.tower)
         real, made = self.real(data, name, shown.real), self.drawn(captions, images)
         told |= trial.distances(real, made)
         found: list[trial.Copied] = []
         if train is not None:
             numbers, found = trial.copying(train, real, made)
             told |= numbers
-        return Sheet(images, captions, told), found, shown
+        return Sheet(images, captions, told, hits), found, shown
 
     def real(self, data: Any, split: str, images: Tensor) -> Tensor:
         made_of = features.real_set(data=data.identity, split=split, number=len(images))
@@ -134,16 +136,18 @@ class Hearing:
         )
 
 
-def scenes(images: Tensor, shown: Exhibits) -> Numbers:
-    """What the oracle says, and its ceiling on the real pictures; nothing where the data set has no
-    exact descriptions."""
+def scenes(images: Tensor, shown: Exhibits) -> tuple[Numbers, list[int] | None]:
+    """What the oracle says, its ceiling on the real pictures, and which prompts were obeyed;
+    nothing where the data set has no exact descriptions."""
     asked = [prompt.scene for prompt in shown.prompts if prompt.scene is not None]
     if len(asked) < len(shown.prompts):
-        return {}
-    told = trial.obeyed(oracle.read_all(images), asked)
+        return {}, None
+    readings = oracle.read_all(images)
+    told = trial.obeyed(readings, asked)
     real = oracle.score(shown.real, asked)["all"]
     told["prompt_accuracy_real"] = trial.share(round(real * len(asked)), len(asked))
-    return told
+    pairs = zip(readings, asked, strict=True)
+    return told, [int(holds(reading, one)["all"]) for reading, one in pairs]
 
 
 # -- pictures for a report -----------------------------------------------------------------------

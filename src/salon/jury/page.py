@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from salon.jury import sections, tables, trends
+from salon.jury import rivals, sections, tables, trends
 from salon.jury.markup import Child, Html, el
 from salon.jury.record import Record
 from salon.jury.report import Report, collect, leaderboard_csv, leaderboard_md
@@ -110,6 +110,14 @@ def _sections(report: Report) -> list[Section]:
             "over the pictures of the one run. Bold: the best mean. A heading sorts.",
             tables.ranking(report),
             "No record carries a metric: the ranking is left out.",
+        ),
+        Section(
+            "pairs",
+            "Pair by pair",
+            "Difference of two models' shares of obeyed prompts, prompt by prompt: how sure it is "
+            "for these networks. How much another training would change, the seeds above tell.",
+            rivals.section(report),
+            "No two records tell which prompts were obeyed: pairs are left out.",
         ),
         Section(
             "wall",

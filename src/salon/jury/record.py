@@ -102,6 +102,7 @@ class Record(NamedTuple):
     wall: tuple[Picture, ...] = ()
     copies: tuple[Copy, ...] | None = None  # None: not looked for
     bias: tuple[Open, ...] = ()
+    hits: dict[str, list[int]] | None = None  # by split: 1 for each prompt that was obeyed, else 0
 
     def to_json(self) -> dict[str, Any]:
         return plain(self)
