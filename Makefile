@@ -47,6 +47,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/rivals.py
 	$(BIN)/python benchmarks/precomputed.py
+	$(BIN)/python benchmarks/oracle.py
 	$(BIN)/python benchmarks/frechet.py
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/adversarial.py
