@@ -40,7 +40,10 @@ ROOMS: dict[str, set[str]] = {
     "benchmark": set(),  # a door
 }
 # Doors join everything, and nothing imports them.
-DOORS = {"salon.benchmark", "salon.jury.evaluate", "salon.jury.__main__", "salon.data.__main__"}
+DOORS = {
+    "salon.benchmark", "salon.jury.evaluate", "salon.jury.publish", "salon.jury.__main__",
+    "salon.data.__main__",
+}  # fmt: skip
 THIRD_PARTIES: dict[str, set[str]] = {
     "hydra": {"doors", "stages"},
     "omegaconf": {"config", "doors", "stages", "run", "draw"},

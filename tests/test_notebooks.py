@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -22,8 +24,11 @@ PLANTED = (
 def test_notebook(name: str, mini_root: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     (settings,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    overrides = mini_overrides("latent_diffusion/tiny", mini_root)
-    settings.source = f"overrides = {overrides!r}\nfolder = {str(tmp_path / 'run')!r}"
+    given: dict[str, Any] = {"folder": str(tmp_path / "run")}
+    given |= GIVEN[name](mini_root) if name in GIVEN else {
+        "overrides": mini_overrides("latent_diffusion/tiny", mini_root)
+    }  # fmt: skip
+    settings.source = "\n".join(f"{key} = {value!r}" for key, value in given.items())
     # The cell after it names the real data; the miniature world has its own.
     client = NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(ROOT / "notebooks")}}
@@ -32,8 +37,7 @@ def test_notebook(name: str, mini_root: Path, tmp_path: Path) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
     texts = [output.text for output in outputs if output.get("name") == "stdout"]
-    check = {"01_first_steps.ipynb": first_steps, "02_the_stream.ipynb": the_stream}[name]
-    check(tmp_path / "run", pictures, texts)
+    CHECKS[name](tmp_path / "run", pictures, texts)
 
 
 def first_steps(folder: Path, pictures: int, texts: list[str]) -> None:
@@ -57,6 +61,68 @@ def the_stream(folder: Path, pictures: int, texts: list[str]) -> None:
     assert 0 < metrics["data/bad/image_corrupt"] < 6
     # The order, by 2 and by 4 ranks; that of a run that goes on is asserted in the notebook.
     assert sum(text.count("the same sequence: True") for text in texts) == 2
+
+
+def gan_versus_diffusion(folder: Path, pictures: int, texts: list[str]) -> None:
+    assert pictures >= 9
+    numbers = json.loads((folder / "numbers.json").read_text())
+    jury, changed, copied = (numbers[key] for key in ("jury", "changed", "copies"))
+    assert {"GAN", "diffusion", "real pictures", "nearest caption"} <= set(jury)
+    seen = [
+        json.loads((folder / name / "summary.json").read_text())["images_seen"]
+        for name in ("GAN", "diffusion")
+    ]
+    assert seen == [32, 32], "an equal number of pictures"
+    # The same pictures for other prompts: the same distance, and nothing is obeyed.
+    assert jury["real pictures"]["fd"] == jury["shuffled captions"]["fd"]
+    assert jury["real pictures"]["prompt_accuracy"] >= 0.9
+    assert jury["shuffled captions"]["prompt_accuracy"] == 0
+    real, shuffled = changed["real"], changed["captions shuffled"]
+    assert shuffled["tower"] == real["tower"]
+    assert shuffled["random_conv"] == real["random_conv"]
+    assert real["obeyed"] >= 0.9
+    assert shuffled["obeyed"] <= 0.02
+    # Obeyed, and far from real; or near, and not obeyed.
+    assert changed["contrast x 0.7"]["obeyed"] >= 0.9
+    assert changed["contrast x 0.7"]["random_conv"] > 10 * real["random_conv"]
+    assert changed["upside down"]["obeyed"] < 0.6
+    assert changed["upside down"]["random_conv"] < 2 * real["random_conv"]
+    # On some pair the two spaces contradict each other.
+    assert numbers["disagree"]["by"] > 0
+    first, second = (changed[name] for name in numbers["disagree"]["pair"])
+    assert first["tower"] > second["tower"]
+    assert first["random_conv"] < second["random_conv"]
+    # The bias falls with N, and less is left for endless N.
+    same = numbers["by size"]["two sets of real pictures"]
+    assert same["sizes"][-1] == 10 * same["sizes"][0]
+    assert same["fd"][0] > same["fd"][2] > same["fd"][4] > same["fd"][-1]
+    assert same["fd"][0] > 5 * same["fd"][-1]
+    assert abs(same["infinity"]) < same["fd"][0] / 2
+    # Copies are as near as real pictures are, and are found; fresh ones are let through.
+    assert copied["any training picture"]["features"] == 1
+    assert copied["nearest caption"]["pixels"] == 1
+    assert copied["fresh renders"]["features"] <= 0.05
+    assert numbers["difference"]["paired"]["low"] <= numbers["difference"]["paired"]["high"]
+
+
+def two_families(root: Path) -> dict[str, Any]:
+    """Parameters of the notebook that compares them."""
+    models = {
+        "GAN": mini_overrides("df_gan/tiny", root),
+        "diffusion": mini_overrides("latent_diffusion/tiny", root),
+    }
+    sizes = {"images_seen": 32, "judged": 32, "size": 600, "few": 120}
+    return {"overrides": [], "models": models, "trained": {}, **sizes}
+
+
+GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "04_gan_versus_diffusion.ipynb": two_families,
+}
+CHECKS: dict[str, Callable[[Path, int, list[str]], None]] = {
+    "01_first_steps.ipynb": first_steps,
+    "02_the_stream.ipynb": the_stream,
+    "04_gan_versus_diffusion.ipynb": gan_versus_diffusion,
+}
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -33,6 +33,8 @@ class OfflineRun:
     steps: dict[str, str] = field(default_factory=dict)  # metric or pattern -> its x-axis
     # Name -> for each version, its files: the path in the artifact -> where it waits for upload.
     artifacts: dict[str, list[dict[str, Path]]] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)  # of artifacts, by name
+    metadata: dict[str, Any] = field(default_factory=dict)  # of their last versions
     files: list[str] = field(default_factory=list)  # inside folder/files
     exit_code: int | None = None  # None: never closed
     run_id: str = ""
@@ -101,6 +103,8 @@ def _take(run: OfflineRun, kind: str | None, record: Any) -> None:
         entries = record.artifact.manifest.contents
         files = {entry.path: Path(entry.local_path) for entry in entries}
         run.artifacts.setdefault(record.artifact.name, []).append(files)
+        run.types[record.artifact.name] = record.artifact.type
+        run.metadata[record.artifact.name] = json.loads(record.artifact.metadata or "{}")
     elif kind == "files":
         run.files.extend(item.path for item in record.files.files)
     elif kind == "exit":

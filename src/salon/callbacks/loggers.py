@@ -58,9 +58,7 @@ def wandb_logger(
     config: dict[str, Any],
 ) -> WandbOnClock:
     """A new W&B run in the folder; offline needs no account."""
-    modes = ("auto", "online", "offline", "disabled")
-    if mode not in modes:
-        raise ValueError(f"logger.mode={mode!r}; expected one of {', '.join(modes)}")
+    check_mode(mode)
     # Before anything of wandb is asked: its service reads them when it starts.
     for home in HOMES:
         os.environ.setdefault(home, str(folder / "wandb" / home.split("_")[1].lower()))
@@ -78,6 +76,12 @@ def wandb_logger(
     run.define_metric("images_seen", hidden=True)
     run.define_metric("*", step_metric="images_seen")
     return WandbOnClock(experiment=run, save_dir=str(folder))
+
+
+def check_mode(mode: str) -> None:
+    modes = ("auto", "online", "offline", "disabled")
+    if mode not in modes:
+        raise ValueError(f"logger.mode={mode!r}; expected one of {', '.join(modes)}")
 
 
 def _leave(folder: Path) -> None:

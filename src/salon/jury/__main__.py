@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from salon import doors
-from salon.jury import compare, evaluate
+from salon.jury import compare, evaluate, publish
 
 
 @hydra.main(version_base="1.3", config_path=str(doors.CONF), config_name="evaluate")
@@ -18,13 +18,13 @@ def main() -> None:
     if sys.argv[1:2] not in (["evaluate"], ["report"]):
         print(
             "usage: python -m salon.jury evaluate checkpoint=PATH [KEY=VALUE ...]\n"
-            "       python -m salon.jury report FOLDER... [out=report] [title=TEXT]\n"
+            "       python -m salon.jury report FOLDER... [out=report] [logger=wandb]\n"
             "Each tells more with --help."
         )
         sys.exit(0 if sys.argv[1:2] == ["--help"] else 2)
     with doors.errors_for_people():
         if sys.argv[1] == "report":
-            compare.report(sys.argv[2:])
+            publish.report(compare.report(sys.argv[2:]))
         else:
             del sys.argv[1]
             judge()

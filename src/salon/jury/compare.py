@@ -5,19 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from salon import files
 from salon.jury import page, record
 from salon.jury.record import Record
 
 USAGE = """\
-usage: python -m salon.jury report FOLDER... [out=report] [title=TEXT]
+usage: python -m salon.jury report FOLDER... [out=report] [title=TEXT] [logger=wandb]
 
 Puts the record.json (and record-*.json) files that lie anywhere in the folders side by side:
 leaderboard.csv, leaderboard.md and index.html, which opens from the disk and needs no network.
 Records of different protocols are refused, with what differs. To make records:
 python -m salon.jury evaluate checkpoint=RUN label=NAME
+
+logger=wandb also makes the report a W&B run, offline without an account; logger.KEY=VALUE as in
+conf/logger/wandb.yaml.
 """
+
+
+class Written(NamedTuple):
+    page: Path
+    records: list[Record]
+    title: str
+    logger: list[str]  # the words of the command line that say where else it goes
 
 
 def found_in(folders: Sequence[str]) -> list[Record]:
@@ -43,13 +54,17 @@ def write(records: Sequence[Record], out: Path, *, title: str, command: str) -> 
     return out / "index.html"
 
 
-def report(words: Sequence[str]) -> None:
+def report(words: Sequence[str]) -> Written:
     folders = [word for word in words if "=" not in word]
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    logger = [word for word in words if word.startswith(("logger=", "logger."))]
+    given = dict(word.split("=", 1) for word in words if "=" in word and word not in logger)
     if not folders or "--help" in words or set(given) - {"out", "title"}:
         print(USAGE)
         sys.exit(0 if "--help" in words else 2)
     title = given.get("title", "Text to image, side by side")
     command = " ".join(["python -m salon.jury report", *words])
     out = Path(given.get("out", "report"))
-    print(write(found_in(folders), out, title=title, command=command))
+    records = found_in(folders)
+    page = write(records, out, title=title, command=command)
+    print(page)
+    return Written(page, records, title, logger)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from salon import checkpoint, draw, files, pictures
 from salon.config import build, to_plain
+from salon.jury import publish
 from salon.jury.baselines import baselines
 from salon.jury.features import FeatureStore
 from salon.jury.hearing import Hearing, Sheet, pairs, wall
@@ -40,6 +41,7 @@ def evaluate(cfg: DictConfig) -> Told:
 
     Raises ValueError for what a user can mend.
     """
+    publish.asked(cfg)
     with torch.random.fork_rng():
         return _evaluate(cfg)
 
@@ -69,7 +71,7 @@ def _evaluate(cfg: DictConfig) -> Told:
         store=FeatureStore(cfg.features or out / "features"), batch_size=cfg.sampling_batch,
     )  # fmt: skip
     with bar() as progress:
-        record = heard(cfg, hearing, data, run, out, made, progress)
+        record, sheets = heard(cfg, hearing, data, run, out, made, progress)
     files.write(out / "record.json", json.dumps(record.to_json()))
     if cfg.baselines:
         found = baselines(
@@ -97,6 +99,8 @@ def _evaluate(cfg: DictConfig) -> Told:
     files.write(out / "metrics.json", json.dumps(written, indent=2))
     Console().print(table(told))
     print(f"pictures: {' '.join(str(out / f'{split}.png') for split in told)}")
+    source = publish.source_of(file, made["checkpoint_sha256"], run, out)
+    publish.evaluation(cfg, record, sheets, source, model.recipe["run"], out)
     return told
 
 
@@ -134,16 +138,17 @@ def plain(numbers: dict[str, Number]) -> dict[str, float]:
 def heard(
     cfg: DictConfig, hearing: Hearing, data: Any, run: Path, out: Path, made: dict[str, Any],
     progress: Progress,
-) -> Record:  # fmt: skip
-    """Everything that the config asks for, of one model."""
+) -> tuple[Record, dict[str, Sheet]]:  # fmt: skip
+    """Everything that the config asks for, of one model, and what of it is shown."""
     told: Told = {}
+    sheets: dict[str, Sheet] = {}
     hits: dict[str, list[int]] = {}
     copies, first = None, None
     train, train_features = training_pictures(cfg, hearing, data)
     for split in map(str, draw.as_list(cfg.splits)):
         with task(progress, split, cfg.images) as advance:
             sheet, found, _ = hearing.split(data, split, cfg.images, train_features, advance)
-        show(sheet, out / f"{split}.png", made)
+        sheets[split] = show(sheet, out / f"{split}.png", made)
         told[split] = sheet.numbers
         if sheet.hits is not None:
             hits[split] = sheet.hits
@@ -154,7 +159,7 @@ def heard(
     for name in map(str, draw.as_list(cfg.sets)):
         with task(progress, name, cfg.set_images) as advance:
             sheet = hearing.set(name, cfg.set_images, cfg.world_seed, advance)
-        show(sheet, out / f"{name}.png", made)
+        sheets[name] = show(sheet, out / f"{name}.png", made)
         told[name] = sheet.numbers
     bias = []
     for attribute in map(str, draw.as_list(cfg.open)):
@@ -166,7 +171,7 @@ def heard(
         hearing.model, first.captions, batch=min(cfg.price.batch, len(first.captions)),
         repeats=cfg.price.repeats,
     ) if cfg.price else None  # fmt: skip
-    return Record(
+    record = Record(
         label=cfg.label or str(made["model"]),
         family=family_of(hearing.model),
         seed=hearing.model.recipe["run"].get("seed"),
@@ -182,6 +187,7 @@ def heard(
         bias=tuple(bias),
         hits=hits or None,
     )
+    return record, sheets
 
 
 def training_pictures(
@@ -324,9 +330,12 @@ def task(progress: Progress, name: str, total: int) -> Iterator[Any]:
         progress.remove_task(number)
 
 
-def show(sheet: Sheet, path: Path, made: dict[str, Any]) -> None:
-    grid = pictures.grid(sheet.images[:SHOWN], sheet.captions[:SHOWN], columns=8)
+def show(sheet: Sheet, path: Path, made: dict[str, Any]) -> Sheet:
+    """Returns what is on the grid, without the memory of the rest."""
+    shown = Sheet(sheet.images[:SHOWN].clone(), sheet.captions[:SHOWN], sheet.numbers)
+    grid = pictures.grid(shown.images, shown.captions, columns=8)
     pictures.save_png(grid, path, made)
+    return shown
 
 
 def table(told: Told) -> Table:
