@@ -109,6 +109,34 @@ def test_what_needs_no_model_stands_beside_it(heard: Path) -> None:
     assert distance["real pictures"] < distance["mean image"]
 
 
+def test_a_second_opinion_and_its_features(trained: Path, mini_root: Path, tmp_path: Path) -> None:
+    from conftest import MINI_DATA, MINI_STAGES
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose(
+            "train",
+            [
+                "model=reader/tiny", *MINI_DATA, *MINI_STAGES, f"data.root={mini_root}/data",
+                "model.network.channels=8", "model.network.blocks=1", "batch_size=8",
+                "budget={batches: 2, validate_every: 2}", "gate=null", "logger=csv",
+            ],
+        )  # fmt: skip
+        run.train(cfg, tmp_path / "reader")
+    GlobalHydra.instance().clear()
+    less = ["sweep=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
+    given = [f"reader={tmp_path}/reader", "extractor=shapes", *less]
+    told = evaluate(asked(trained, tmp_path / "out", *given))["test"]
+    assert told["prompt_accuracy_lenient"].n == 16
+    assert told["fd"].value > 0
+    protocol = record.load(tmp_path / "out" / "record.json").protocol
+    assert str(protocol["extractor"]).startswith("shapes ")
+    assert protocol["reader"] == checkpoint.digest_of(checkpoint.load(tmp_path / "reader"))
+    with pytest.raises(ValueError, match="none is named; train one"):
+        evaluate(asked(trained, tmp_path / "no", "extractor=shapes", *less))
+    with pytest.raises(ValueError, match="expected a run of model=reader/tiny"):
+        evaluate(asked(trained, tmp_path / "no", f"reader={trained}", *less))
+
+
 def test_a_report_of_several_runs(heard: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -26,9 +27,11 @@ from salon.jury.hearing import Hearing, Sheet, pairs, wall
 from salon.jury.price import Price, price
 from salon.jury.protocol import clip_of
 from salon.jury.record import Cost, Number, Point, Record, Scalar, Setting
+from salon.metrics.extractor import Extractor
 from salon.models.adversarial import Adversarial
 from salon.models.base import TextToImage
 from salon.models.latent_diffusion import LatentDiffusion
+from salon.models.reader import Reader
 from salon.shapes import prompts
 from salon.text.clip import ClipTower
 
@@ -62,12 +65,10 @@ def _evaluate(cfg: DictConfig) -> Told:
     out = Path(cfg.out) if cfg.out else run / "jury"
     out.mkdir(parents=True, exist_ok=True)
     made = draw.provenance(model, file, cfg)
-    make = build(cfg.extractor, "extractor")
-    tower = tower_of(cfg, model)
+    tower, reader = tower_of(cfg, model), reader_of(cfg, model)
     hearing = Hearing(
         model, identity=made["checkpoint_sha256"], ema=bool(cfg.ema), tower=tower,
-        extractor=make(tower=tower) if callable(make) and not isinstance(make, torch.nn.Module)
-        else make,
+        extractor=extractor_of(cfg, tower, reader), reader=reader,
         store=FeatureStore(cfg.features or out / "features"), batch_size=cfg.sampling_batch,
     )  # fmt: skip
     with bar() as progress:
@@ -115,6 +116,25 @@ def tower_of(cfg: DictConfig, model: TextToImage) -> ClipTower:
             "folder stages/clip-..."
         )
     return found
+
+
+def reader_of(cfg: DictConfig, model: TextToImage) -> Reader | None:
+    """The second opinion."""
+    if not cfg.reader:
+        return None
+    found = checkpoint.load(cfg.reader, device=model.device)
+    if not isinstance(found, Reader):
+        raise ValueError(f"reader={cfg.reader}: expected a run of model=reader/tiny")
+    return found
+
+
+def extractor_of(cfg: DictConfig, tower: ClipTower, reader: Reader | None) -> Extractor:
+    made = build(cfg.extractor, "extractor")
+    if not isinstance(made, Extractor):
+        given = {"tower": tower, "reader": reader}
+        names = inspect.signature(made).parameters
+        made = made(**{name: part for name, part in given.items() if name in names})
+    return made.to(next(tower.parameters()).device)
 
 
 def data_of(cfg: DictConfig, model: TextToImage) -> Any:
@@ -229,6 +249,7 @@ def protocol(cfg: DictConfig, hearing: Hearing, data: Any) -> dict[str, Scalar]:
     return {
         "extractor": hearing.extractor.identity,
         "tower": checkpoint.digest_of(hearing.tower),
+        "reader": None if hearing.reader is None else checkpoint.digest_of(hearing.reader),
         "data": data.identity,
         "resolution": data.resolution,
         "images": cfg.images,

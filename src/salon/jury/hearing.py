@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from salon.jury import features, trial
 from salon.jury.features import FeatureStore
 from salon.jury.protocol import Exhibits, JuryData, exhibits
 from salon.jury.record import Copy, Number, Open, Picture
-from salon.metrics import oracle
+from salon.metrics import lenient, oracle
 from salon.metrics.attributes import bias, holds
 from salon.metrics.extractor import Extractor
 from salon.metrics.images import to_uint8
@@ -49,12 +49,13 @@ class Hearing:
         ema: bool,
         tower: ClipTower,
         extractor: Extractor,
+        reader: nn.Module | None,  # a second opinion beside the oracle's
         store: FeatureStore,
         batch_size: int,
     ) -> None:
         self.model, self.identity, self.ema = model, identity, ema
         self.tower, self.extractor, self.store = tower, extractor, store
-        self.batch_size = batch_size
+        self.reader, self.batch_size = reader, batch_size
 
     def draw(self, captions: Sequence[str], progress: Progress = lambda done: None) -> Tensor:
         pieces = []
@@ -74,6 +75,8 @@ class Hearing:
         captions = [prompt.caption for prompt in shown.prompts]
         images = self.draw(captions, progress)
         told, hits = scenes(images, shown)
+        if self.reader is not None and hits is not None:
+            told["prompt_accuracy_lenient"] = self.lenient(images, shown)
         told |= trial.aligned(images, captions, self.tower)
         real, made = self.real(data, name, shown.real), self.drawn(captions, images)
         told |= trial.distances(real, made)
@@ -82,6 +85,13 @@ class Hearing:
             numbers, found = trial.copying(train, real, made)
             told |= numbers
         return Sheet(images, captions, told, hits), found, shown
+
+    def lenient(self, images: Tensor, shown: Exhibits) -> Number:
+        """As `prompt_accuracy`, by the learned reader, which forgives blur and noise."""
+        assert self.reader is not None
+        readings = lenient.read_all(self.reader, images.to(self.model.device))
+        asked = [prompt.scene or {} for prompt in shown.prompts]
+        return trial.obeyed(readings, asked)["prompt_accuracy"]
 
     def real(self, data: Any, split: str, images: Tensor) -> Tensor:
         made_of = features.real_set(data=data.identity, split=split, number=len(images))

@@ -182,6 +182,16 @@ def of(network: nn.Module, name: str) -> Extractor:
     return Extractor(Scaled(network, "features"), name=name, resize="none", num_features=width)
 
 
+def shapes(*, reader: nn.Module | None) -> Extractor:
+    """The learned reader's. Raises ValueError where none is named."""
+    if reader is None:
+        raise ValueError(
+            "extractor=shapes takes the features of a learned reader, and none is named; train one "
+            "(python train.py model=reader/tiny) and say reader=RUN"
+        )
+    return of(reader, "shapes")
+
+
 # -- messages ---------------------------------------------------------------------------------
 
 

@@ -96,6 +96,10 @@ class Reader(Trainee):
         """Logits (N, K, G, G) of pictures in [-1, 1], for `salon.metrics.lenient.decode`."""
         return self.network(images)
 
+    @property
+    def num_features(self) -> int:
+        return self.network.conv_out.in_channels
+
     def features(self, images: Tensor) -> Tensor:
         """(N, C) of pictures (N, 3, H, W) in [-1, 1]."""
         return self.network.features(images)
