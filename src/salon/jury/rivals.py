@@ -20,7 +20,7 @@ from salon.jury.report import CONFIDENCE, Report, Row
 from salon.jury.sections import scroll
 from salon.metrics.intervals import paired_difference
 
-DRAWS, SEED = 2000, 0
+DRAWS, SEED = 10_000, 0
 
 
 class Pair(NamedTuple):
