@@ -8,12 +8,12 @@ ratio of the medians travels between machines.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from turns import interleaved
 
 from salon.losses.damsm import word_scores
 
@@ -57,18 +57,6 @@ def step(
     return run
 
 
-def interleaved(a: Callable[[], object], b: Callable[[], object], rounds: int) -> list[list[float]]:
-    """CPU seconds of each call, in the order A B A B, after one round that is not counted."""
-    seconds: list[list[float]] = [[], []]
-    for i in range(rounds + 1):
-        for call, taken in zip((a, b), seconds, strict=True):
-            start = time.process_time()
-            call()
-            if i > 0:
-                taken.append(time.process_time() - start)
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
@@ -84,7 +72,7 @@ def main() -> None:
         given = inputs(**sizes)
         steps = step(word_scores, given), step(looped, given)
         torch.testing.assert_close(steps[0](), steps[1](), atol=1e-4, rtol=1e-4)
-        a, b = map(statistics.median, interleaved(*steps, arguments.rounds))
+        a, b = map(statistics.median, interleaved(steps, arguments.rounds))
         print(f"{name:<21}{a:>8.3f}{b:>8.3f}{a / b:>7.2f}")
 
 

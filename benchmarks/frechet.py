@@ -9,8 +9,7 @@ nuclear norm of the product of the centred features' triangular factors, by nump
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import scipy
@@ -19,6 +18,7 @@ import torchmetrics
 from scipy.linalg import sqrtm
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
+from turns import interleaved
 
 from salon.metrics.frechet import frechet
 
@@ -56,19 +56,6 @@ def inputs(*, features: int, count: int) -> tuple[Tensor, Tensor]:
     return real, 1.1 * made + 0.02
 
 
-def interleaved(
-    calls: dict[str, Callable[..., float]], given: tuple[Tensor, Tensor], rounds: int
-) -> dict[str, list[float]]:
-    """CPU seconds of each call, in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.process_time()
-            call(*given)
-            seconds[name].append(time.process_time() - start)
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
@@ -85,7 +72,8 @@ def main() -> None:
     for name, sizes in SIZES.items():
         given = inputs(**sizes)
         truth = exact(*given)
-        seconds = interleaved(calls, given, arguments.rounds)
+        taken = interleaved([partial(call, *given) for call in calls.values()], arguments.rounds)
+        seconds = dict(zip(calls, taken, strict=True))
         ours = statistics.median(seconds["salon"])
         for who, call in calls.items():
             median, error = statistics.median(seconds[who]), call(*given) - truth

@@ -9,13 +9,12 @@ oracle.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from turns import interleaved
 
 from salon.metrics import lenient, oracle
 from salon.models.reader import CellNet
@@ -39,18 +38,6 @@ def noisy(side: int, number: int) -> list[NDArray[np.uint8]]:
     return list((plain + rng.normal(0, 12, plain.shape)).clip(0, 255).astype(np.uint8))
 
 
-def interleaved(a: Callable[[], object], b: Callable[[], object], rounds: int) -> list[list[float]]:
-    """CPU seconds of each call, in the order A B A B, after one round that is not counted."""
-    seconds: list[list[float]] = [[], []]
-    for i in range(rounds + 1):
-        for call, taken in zip((a, b), seconds, strict=True):
-            start = time.process_time()
-            call()
-            if i > 0:
-                taken.append(time.process_time() - start)
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
@@ -67,14 +54,11 @@ def main() -> None:
     for side in (32, 64):
         for name, make in (("renders", renders), ("noisy renders", noisy), ("noise", noise)):
             images = torch.from_numpy(np.stack(make(side, number))).permute(0, 3, 1, 2) / 127.5 - 1
-            taken = interleaved(
-                partial(oracle.read_all, images),
-                partial(lenient.read_all, reader, images),
-                arguments.rounds,
-            )
+            both = (partial(oracle.read_all, images), partial(lenient.read_all, reader, images))
+            taken = interleaved(both, arguments.rounds)
             rates = (number / statistics.median(times) for times in taken)
             print(f"{f'{name}, {side} px':<24}" + "".join(f"{rate:>9.0f}" for rate in rates))
-        taken = interleaved(partial(renders, side, number), int, arguments.rounds)
+        taken = interleaved([partial(renders, side, number)], arguments.rounds)
         print(f"{f'rendering, {side} px':<24}{number / statistics.median(taken[0]):>9.0f}")
 
 

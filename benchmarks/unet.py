@@ -8,12 +8,12 @@ Needs the extra `dev`. README.md beside this file keeps what was tried.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import diffusers
 import torch
 from torch import Tensor, nn
+from turns import interleaved
 
 from salon.nn.unet import UNet
 
@@ -77,18 +77,6 @@ def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.rand(batch), torch.randn(batch, TOKENS, CONTEXT)
 
 
-def interleaved(a: Callable[[], None], b: Callable[[], None], rounds: int) -> list[list[float]]:
-    """CPU seconds of each call, in the order A B A B, after one round that is not counted."""
-    seconds: list[list[float]] = [[], []]
-    for i in range(rounds + 1):
-        for step, taken in zip((a, b), seconds, strict=True):
-            start = time.process_time()
-            step()
-            if i > 0:
-                taken.append(time.process_time() - start)
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, default=8)
@@ -117,7 +105,7 @@ def main() -> None:
     print(f"{'':<14}{'salon':>8}{'diffusers':>11}{'ratio':>8}")
     for name, make in (("training step", training_step), ("no-grad forward", forward_pass)):
         steps = [make(m, p, arguments.batch) for m, p in zip(models, predicts, strict=True)]
-        a, b = map(statistics.median, interleaved(*steps, arguments.rounds))
+        a, b = map(statistics.median, interleaved(steps, arguments.rounds))
         print(f"{name:<16}{a:>7.3f}{b:>11.3f}{a / b:>8.3f}")
 
 

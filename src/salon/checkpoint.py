@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from salon import digests
 from salon.config import MODEL_ROOMS, build
 from salon.models.base import Trainee
 
@@ -112,12 +113,7 @@ def device_of(name: str) -> torch.device:
 
 def digest_of(module: nn.Module) -> str:
     """Ten hex digits for a module's weights and buffers, whatever device they are on."""
-    found = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        plain = value.detach().cpu().contiguous()
-        found.update(f"{name} {plain.dtype} {list(plain.shape)}".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:10]
+    return digests.digest(module.state_dict())
 
 
 def digest(path: str | Path) -> str:

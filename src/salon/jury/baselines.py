@@ -30,20 +30,20 @@ def baselines(
     protocol: dict[str, Scalar], shown: int,
 ) -> list[Record]:  # fmt: skip
     """A record of each, on the first `number` of a split and `train` training pictures."""
-    hung, learnt = exhibits(data, split, number), exhibits(data, "train", train)
-    real = hearing.real(data, split, hung.real)
+    hung, learnt = hearing.hang(data, split, number), exhibits(data, "train", train)
+    real = hearing.real(data, split, hung.shown.real)
     features = hearing.real(data, "train", learnt.real)
-    captions = [prompt.caption for prompt in hung.prompts]
+    captions, apart = hung.captions, trial.distances(real, features)
     order = torch.arange(len(captions)).roll(1)
 
     def nearest() -> Tensor:
         return learnt.real[nearest_captions(hearing, captions, captions_of(learnt))]
 
     made: dict[str, tuple[str | None, Callable[[], Tensor]]] = {
-        "real pictures": ("ceiling", lambda: hung.real),
-        "shuffled captions": ("chance", lambda: hung.real[order]),
+        "real pictures": ("ceiling", lambda: hung.shown.real),
+        "shuffled captions": ("chance", lambda: hung.shown.real[order]),
         "nearest caption": (None, nearest),
-        "mean image": (None, lambda: learnt.real.mean(0, keepdim=True).expand_as(hung.real)),
+        "mean image": (None, lambda: learnt.real.mean(0, keepdim=True).expand_as(hung.shown.real)),
     }
     records = []
     for label, (mark, make) in made.items():
@@ -51,11 +51,11 @@ def baselines(
         told, hits = scenes(images, hung)
         told |= trial.aligned(images, captions, hearing.tower)
         # Real pictures against themselves have no distance, so they stand against training's.
-        is_real = label in ("real pictures", "shuffled captions")
-        drawn = features if is_real else hearing.of_images(images)
-        told |= trial.distances(real, drawn)
-        if not is_real:
-            told |= trial.copying(features, real, drawn)[0]
+        if label in ("real pictures", "shuffled captions"):
+            told |= apart
+        else:
+            drawn = hearing.of_images(images)
+            told |= trial.distances(real, drawn) | trial.copying(features, real, drawn)[0]
         sheet = Sheet(images, captions, told)
         hung_up, obeyed = wall(sheet, shown), None if hits is None else {split: hits}
         metrics = {split: told}

@@ -167,7 +167,7 @@ def heard(
     train, train_features = training_pictures(cfg, hearing, data)
     for split in map(str, draw.as_list(cfg.splits)):
         with task(progress, split, cfg.images) as advance:
-            sheet, found, _ = hearing.split(data, split, cfg.images, train_features, advance)
+            sheet, found = hearing.split(data, split, cfg.images, train_features, advance)
         sheets[split] = show(sheet, out / f"{split}.png", made)
         told[split] = sheet.numbers
         if sheet.hits is not None:
@@ -230,7 +230,7 @@ def swept(cfg: DictConfig, hearing: Hearing, data: Any, progress: Progress) -> t
             with task(progress, f"{key}={value}", cfg.sweep_images) as advance:
                 try:
                     model.set_sampling(**{key: value})
-                    sheet, _, _ = hearing.split(
+                    sheet, _ = hearing.split(
                         data, str(draw.as_list(cfg.splits)[0]), cfg.sweep_images, None, advance
                     )
                     asked = price(model, sheet.captions, batch=1, repeats=3)

@@ -40,6 +40,18 @@ class Sheet(NamedTuple):
     hits: list[int] | None = None  # 1 for each prompt that was obeyed
 
 
+class Hung(NamedTuple):
+    """What a split offers, and what its real pictures score."""
+
+    shown: Exhibits
+    asked: list[dict[str, Any]] | None  # None: the data set has no exact descriptions
+    ceiling: Number | None
+
+    @property
+    def captions(self) -> list[str]:
+        return [prompt.caption for prompt in self.shown.prompts]
+
+
 class Hearing:
     def __init__(
         self,
@@ -56,6 +68,7 @@ class Hearing:
         self.model, self.identity, self.ema = model, identity, ema
         self.tower, self.extractor, self.store = tower, extractor, store
         self.reader, self.batch_size = reader, batch_size
+        self._hung: dict[tuple[str, str, int], Hung] = {}  # a sweep asks for the same many times
 
     def draw(self, captions: Sequence[str], progress: Progress = lambda done: None) -> Tensor:
         pieces = []
@@ -69,28 +82,41 @@ class Hearing:
 
     def split(
         self, data: JuryData, name: str, number: int, train: Tensor | None, progress: Progress
-    ) -> tuple[Sheet, list[trial.Copied], Exhibits]:
+    ) -> tuple[Sheet, list[trial.Copied]]:
         """Of the first `number` of a split; `train` are features of training pictures."""
-        shown = exhibits(data, name, number)
-        captions = [prompt.caption for prompt in shown.prompts]
+        hung = self.hang(data, name, number)
+        captions = hung.captions
         images = self.draw(captions, progress)
-        told, hits = scenes(images, shown)
-        if self.reader is not None and hits is not None:
-            told["prompt_accuracy_lenient"] = self.lenient(images, shown)
+        told, hits = scenes(images, hung)
+        if self.reader is not None and hung.asked is not None:
+            told["prompt_accuracy_lenient"] = self.lenient(images, hung.asked)
         told |= trial.aligned(images, captions, self.tower)
-        real, made = self.real(data, name, shown.real), self.drawn(captions, images)
+        real, made = self.real(data, name, hung.shown.real), self.drawn(captions, images)
         told |= trial.distances(real, made)
         found: list[trial.Copied] = []
         if train is not None:
             numbers, found = trial.copying(train, real, made)
             told |= numbers
-        return Sheet(images, captions, told, hits), found, shown
+        return Sheet(images, captions, told, hits), found
 
-    def lenient(self, images: Tensor, shown: Exhibits) -> Number:
+    def hang(self, data: Any, split: str, number: int) -> Hung:
+        """The first `number` of a split, read and judged once."""
+        key = data.identity, split, number
+        if key not in self._hung:
+            shown = exhibits(data, split, number)
+            asked = [prompt.scene for prompt in shown.prompts if prompt.scene is not None]
+            if len(asked) < len(shown.prompts):
+                self._hung[key] = Hung(shown, None, None)
+            else:
+                real = oracle.score(shown.real, asked)["all"]
+                ceiling = trial.share(round(real * len(asked)), len(asked))
+                self._hung[key] = Hung(shown, asked, ceiling)
+        return self._hung[key]
+
+    def lenient(self, images: Tensor, asked: Sequence[dict[str, Any]]) -> Number:
         """As `prompt_accuracy`, by the learned reader, which forgives blur and noise."""
         assert self.reader is not None
         readings = lenient.read_all(self.reader, images.to(self.model.device))
-        asked = [prompt.scene or {} for prompt in shown.prompts]
         return trial.obeyed(readings, asked)["prompt_accuracy"]
 
     def real(self, data: Any, split: str, images: Tensor) -> Tensor:
@@ -146,17 +172,14 @@ class Hearing:
         )
 
 
-def scenes(images: Tensor, shown: Exhibits) -> tuple[Numbers, list[int] | None]:
-    """What the oracle says, its ceiling on the real pictures, and which prompts were obeyed;
-    nothing where the data set has no exact descriptions."""
-    asked = [prompt.scene for prompt in shown.prompts if prompt.scene is not None]
-    if len(asked) < len(shown.prompts):
+def scenes(images: Tensor, hung: Hung) -> tuple[Numbers, list[int] | None]:
+    """What the oracle says, beside the real pictures' score, and which prompts were obeyed; nothing
+    where the data set has no exact descriptions."""
+    if hung.asked is None or hung.ceiling is None:
         return {}, None
     readings = oracle.read_all(images)
-    told = trial.obeyed(readings, asked)
-    real = oracle.score(shown.real, asked)["all"]
-    told["prompt_accuracy_real"] = trial.share(round(real * len(asked)), len(asked))
-    pairs = zip(readings, asked, strict=True)
+    told = trial.obeyed(readings, hung.asked) | {"prompt_accuracy_real": hung.ceiling}
+    pairs = zip(readings, hung.asked, strict=True)
     return told, [int(holds(reading, one)["all"]) for reading, one in pairs]
 
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-from salon.metrics.oracle import Reading, check
+from salon.metrics.oracle import Reading, check, gathered
 from salon.shapes.prompts import ATTRIBUTES, Composition, Item, pools, trained
 
 KIND = ("shape", "color")
@@ -70,19 +70,16 @@ def verdict(readings: Sequence[Reading], asked: Sequence[dict[str, Any]]) -> dic
 
     Raises ValueError where there is not one reading for each prompt, or none.
     """
-    if len(readings) != len(asked) or not asked:
-        found = f"{len(readings)} images for {len(asked)} prompts"
-        raise ValueError(f"{found}: one image for each, and at least one, was expected")
-    told: dict[str, list[bool]] = {}
-    for reading, wanted in zip(readings, asked, strict=True):
-        held = holds(reading, wanted)
-        held[f"all/{NUMBERS[len(wanted['objects'])]}"] = held["all"]
-        held["malformed"] = reading.malformed > 0
-        if "relation" in held and held["binding"]:
-            held["relation/given_both"] = held["relation"]
-        for name, one in held.items():
-            told.setdefault(name, []).append(one)
-    return {name: Rate(sum(held), len(held)) for name, held in sorted(told.items())}
+    told = gathered(readings, asked, _judged)
+    return {name: Rate(sum(held), len(held)) for name, held in told.items()}
+
+
+def _judged(reading: Reading, wanted: dict[str, Any]) -> dict[str, bool]:
+    held = holds(reading, wanted)
+    held[f"all/{NUMBERS[len(wanted['objects'])]}"] = held["all"]
+    if "relation" in held and held["binding"]:
+        held["relation/given_both"] = held["relation"]
+    return held
 
 
 # -- what fills an open attribute -----------------------------------------------------------------

@@ -9,11 +9,14 @@ N images, E features.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -21,6 +24,13 @@ from salon.text.clip import ClipTower
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+
+
+# What a file that holds no weights, or others, makes its readers raise.
+UNREADABLE = (
+    pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, TypeError,
+    AttributeError, ValueError,
+)  # fmt: skip
 
 
 class Distance(NamedTuple):
@@ -54,32 +64,46 @@ def inception(*, tower: ClipTower, weights: str | None) -> Distance:
     Raises ValueError where the file is missing, is not Inception's, or cannot be downloaded.
     """
     del tower
+    with inception_errors("metrics", weights):
+        # Read as plain weights first: what builds the network unpickles whatever a file holds.
+        inception_weights(weights)
+        metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=weights)
+    return Distance("fid", _quiet(metric))
+
+
+def inception_weights(weights: str | None) -> dict[str, Tensor]:
+    """Of a local file; None downloads them."""
+    if weights is None:
+        return torch.hub.load_state_dict_from_url(
+            URL, map_location="cpu", check_hash=True, weights_only=True
+        )
+    state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
+    return state
+
+
+@contextlib.contextmanager
+def inception_errors(group: str, weights: str | None) -> Iterator[None]:
+    """What goes wrong with Inception's weights as ValueError; `group` is that of the config."""
+    known = f"{URL} (its sha256 begins with 6726825d)"
+    instead = f"{group}=tower to measure in the run's own CLIP image tower"
     if weights is not None and not Path(weights).is_file():
         raise ValueError(
-            f"metrics.weights={weights!r}: no such file; expected Inception's weights, {URL} . "
-            "Give its path, or metrics=tower to measure in the run's own CLIP image tower"
+            f"{group}.weights={weights!r}: no such file; expected Inception's weights, {known}. "
+            f"Give its path, or {instead}"
         )
     try:
-        # Read as plain weights first: what builds the network unpickles whatever a file holds.
-        if weights is None:
-            torch.hub.load_state_dict_from_url(
-                URL, map_location="cpu", check_hash=True, weights_only=True
-            )
-        else:
-            torch.load(weights, map_location="cpu", weights_only=True)
-        metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=weights)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        yield
+    except UNREADABLE as error:
         raise ValueError(
-            f"metrics.weights={weights!r} does not hold Inception's weights ({str(error)[:200]}); "
-            f"expected {URL} as it is"
+            f"{group}.weights={weights!r} does not hold Inception's weights ({str(error)[:200]}); "
+            f"expected {known} as it is"
         ) from error
     except OSError as error:  # URLError is one
         raise ValueError(
-            f"metrics=inception: the weights could not be downloaded ({error}). Offline: fetch "
-            f"{URL} elsewhere and say metrics.weights=PATH, or put it in the torch hub cache as "
-            f"{WEIGHTS}; or metrics=tower to measure in the run's own CLIP image tower"
+            f"{group}=inception: the weights could not be downloaded ({error}). Offline: fetch "
+            f"{known} elsewhere and say {group}.weights=PATH, or put it into "
+            f"{torch.hub.get_dir()}/checkpoints as {WEIGHTS}; or {instead}"
         ) from error
-    return Distance("fid", _quiet(metric))
 
 
 def _quiet(metric: FrechetInceptionDistance) -> FrechetInceptionDistance:

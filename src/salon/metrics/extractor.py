@@ -6,12 +6,13 @@ N images, E features, S pixels.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from salon.digests import digest
 
 
 class Extractor(nn.Module):
@@ -41,7 +42,7 @@ class Extractor(nn.Module):
         kinds = {
             str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()
         }
-        return f"{self.name} {self.resize} {','.join(sorted(kinds))} {_digest(tensors)}"
+        return f"{self.name} {self.resize} {','.join(sorted(kinds))} {digest(tensors)}"
 
     @property
     def device(self) -> torch.device:
@@ -129,12 +130,3 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """With the buffers that no checkpoint holds, such as the mean of a normalization."""
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        plain = value.detach().cpu()
-        found.update(f"{name} {plain.dtype} {list(plain.shape)}".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:10]

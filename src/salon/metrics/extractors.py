@@ -15,7 +15,6 @@ N images, E features, S pixels.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,21 +23,20 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from salon.metrics.distances import URL, WEIGHTS, TowerFeatures
+from salon.metrics.distances import (
+    UNREADABLE,
+    TowerFeatures,
+    inception_errors,
+    inception_weights,
+)
 from salon.metrics.extractor import Extractor, Scaled, Vision
 from salon.metrics.inception import FEATURES, RESIZES, SIDE, Inception
 from salon.text.clip import ClipTower
 
 # Of ImageNet's training set.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What a file that holds no weights, or others, makes its readers raise.
-UNREADABLE = (
-    pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, TypeError,
-    AttributeError, ValueError,
-)  # fmt: skip
 
 
 def tower(*, tower: ClipTower) -> Extractor:
@@ -91,32 +89,8 @@ def inception(
     """
     if resize not in RESIZES:
         raise ValueError(f"extractor.resize={resize!r}; expected one of {', '.join(RESIZES)}")
-    known = f"{URL} (its sha256 begins with 6726825d)"
-    if weights is not None and not Path(weights).is_file():
-        raise ValueError(
-            f"extractor.weights={weights!r}: no such file; expected Inception's weights, {known}. "
-            "Give its path, or extractor=tower to measure in the run's own CLIP image tower"
-        )
-    try:
-        if weights is None:
-            state = torch.hub.load_state_dict_from_url(
-                URL, map_location="cpu", check_hash=True, weights_only=True
-            )
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        network = Inception(state, resize=resize)
-    except UNREADABLE as error:
-        raise ValueError(
-            f"extractor.weights={weights!r} does not hold Inception's weights "
-            f"({str(error)[:200]}); expected {known} as it is"
-        ) from error
-    except OSError as error:  # URLError is one
-        raise ValueError(
-            f"extractor=inception: the weights could not be downloaded ({error}). Offline: fetch "
-            f"{known} elsewhere and say extractor.weights=PATH, or put it into "
-            f"{torch.hub.get_dir()}/checkpoints as {WEIGHTS}; or extractor=tower to measure in the "
-            "run's own CLIP image tower"
-        ) from error
+    with inception_errors("extractor", weights):
+        network = Inception(inception_weights(weights), resize=resize)
     return Extractor(network, name="inception", resize=f"{resize}-{SIDE}", num_features=FEATURES)
 
 

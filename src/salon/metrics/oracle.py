@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -247,17 +247,34 @@ def shuffled(images: Tensor, asked: Sequence[dict[str, Any]]) -> dict[str, float
 
 def judge(readings: Sequence[Reading], asked: Sequence[dict[str, Any]]) -> dict[str, float]:
     """`score`, of pictures that were read already."""
+
+    def judged(reading: Reading, wanted: dict[str, Any]) -> dict[str, bool]:
+        holds = check(reading, wanted)
+        holds["all/one" if len(wanted["objects"]) == 1 else "all/two"] = holds["all"]
+        return holds
+
+    told = gathered(readings, asked, judged)
+    return {name: sum(held) / len(held) for name, held in told.items()}
+
+
+def gathered(
+    readings: Sequence[Reading],
+    asked: Sequence[dict[str, Any]],
+    judged: Callable[[Reading, dict[str, Any]], dict[str, bool]],
+) -> dict[str, list[bool]]:
+    """By name, what is judged of each picture; and of all whether something is `malformed`.
+
+    Raises ValueError where there is not one reading for each prompt, or none.
+    """
     if len(readings) != len(asked) or not asked:
         found = f"{len(readings)} images for {len(asked)} prompts"
         raise ValueError(f"{found}: one image for each, and at least one, was expected")
-    shares: dict[str, list[bool]] = {}
+    told: dict[str, list[bool]] = {}
     for reading, wanted in zip(readings, asked, strict=True):
-        holds = check(reading, wanted)
-        holds["all/one" if len(wanted["objects"]) == 1 else "all/two"] = holds["all"]
-        holds["malformed"] = reading.malformed > 0
-        for name, held in holds.items():
-            shares.setdefault(name, []).append(held)
-    return {name: sum(held) / len(held) for name, held in sorted(shares.items())}
+        held = judged(reading, wanted) | {"malformed": reading.malformed > 0}
+        for name, one in held.items():
+            told.setdefault(name, []).append(one)
+    return dict(sorted(told.items()))
 
 
 def derange(asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
