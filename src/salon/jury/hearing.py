@@ -61,9 +61,9 @@ class Hearing:
         ema: bool,
         tower: ClipTower,
         extractor: Extractor,
-        reader: nn.Module | None,  # a second opinion beside the oracle's
         store: FeatureStore,
         batch_size: int,
+        reader: nn.Module | None = None,  # a second opinion beside the oracle's
     ) -> None:
         self.model, self.identity, self.ema = model, identity, ema
         self.tower, self.extractor, self.store = tower, extractor, store
