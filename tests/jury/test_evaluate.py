@@ -10,42 +10,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
 
 from conftest import ROOT
+from hearings import asked
 from salon import checkpoint, run
 from salon.jury import compare, record
 from salon.jury.evaluate import evaluate
-
-ASKED = [
-    "images=16", "splits=[test,heldout]", "sets=[seen,phrasings]", "open=[color]", "set_images=8",
-    "train_images=24", "price=null", "baselines=true", "label=tiny", "sweep={steps: [1,2]}",
-    "sweep_images=8", "wall=3", "sampling_batch=5", "batch_size=8",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(mini_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import mini_overrides
-
-    folder = tmp_path_factory.mktemp("heard")
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        run.train(compose("train", mini_overrides("latent_diffusion/tiny", mini_root)), folder)
-    GlobalHydra.instance().clear()
-    return folder
-
-
-def asked(trained: Path, out: Path, *more: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("evaluate", [f"checkpoint={trained}", *ASKED, f"out={out}", *more])
-
-
-@pytest.fixture(scope="module")
-def heard(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("jury")
-    evaluate(asked(trained, out))
-    return out
 
 
 def test_a_record_holds_what_was_asked_for(heard: Path, trained: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from salon import checkpoint, draw, files, pictures
 from salon.config import build, to_plain
-from salon.jury import publish
+from salon.jury import publish, ranks
 from salon.jury.baselines import baselines
 from salon.jury.features import FeatureStore
 from salon.jury.hearing import Hearing, Sheet, pairs, wall
@@ -45,7 +45,7 @@ def evaluate(cfg: DictConfig) -> Told:
     Raises ValueError for what a user can mend.
     """
     publish.asked(cfg)
-    with torch.random.fork_rng():
+    with ranks.together(), torch.random.fork_rng():
         return _evaluate(cfg)
 
 
@@ -73,16 +73,16 @@ def _evaluate(cfg: DictConfig) -> Told:
     )  # fmt: skip
     with bar() as progress:
         record, sheets = heard(cfg, hearing, data, run, out, made, progress)
-    files.write(out / "record.json", json.dumps(record.to_json()))
-    if cfg.baselines:
-        found = baselines(
-            hearing, data, split=str(draw.as_list(cfg.splits)[0]), number=cfg.images,
-            train=cfg.train_images or cfg.images, protocol=record.protocol, shown=cfg.wall,
-        )  # fmt: skip
-        for one in found:
-            name = f"record-{draw.slug(one.label)}.json"
-            files.write(out / name, json.dumps(one.to_json()))
+    found = baselines(
+        hearing, data, split=str(draw.as_list(cfg.splits)[0]), number=cfg.images,
+        train=cfg.train_images or cfg.images, protocol=record.protocol, shown=cfg.wall,
+    ) if cfg.baselines else []  # fmt: skip
     told = record.metrics
+    if not ranks.first():
+        return told
+    files.write(out / "record.json", json.dumps(record.to_json()))
+    for one in found:
+        files.write(out / f"record-{draw.slug(one.label)}.json", json.dumps(one.to_json()))
     written = {
         "protocol": {
             **record.protocol,
@@ -190,7 +190,7 @@ def heard(
     asked = price(
         hearing.model, first.captions, batch=min(cfg.price.batch, len(first.captions)),
         repeats=cfg.price.repeats,
-    ) if cfg.price else None  # fmt: skip
+    ) if cfg.price and ranks.first() else None  # fmt: skip
     record = Record(
         label=cfg.label or str(made["model"]),
         family=family_of(hearing.model),
@@ -233,11 +233,12 @@ def swept(cfg: DictConfig, hearing: Hearing, data: Any, progress: Progress) -> t
                     sheet, _ = hearing.split(
                         data, str(draw.as_list(cfg.splits)[0]), cfg.sweep_images, None, advance
                     )
-                    asked = price(model, sheet.captions, batch=1, repeats=3)
+                    if ranks.first():
+                        asked = price(model, sheet.captions, batch=1, repeats=3)
+                        numbers = {name: number.value for name, number in sheet.numbers.items()}
+                        found.append(Setting({key: value}, numbers, asked.flops, asked.latency))
                 finally:
                     model.set_sampling(**before)
-            numbers = {name: number.value for name, number in sheet.numbers.items()}
-            found.append(Setting({key: value}, numbers, asked.flops, asked.latency))
     return tuple(found)
 
 
@@ -339,7 +340,7 @@ def curve(run: Path) -> tuple[Point, ...]:
 
 def bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), transient=True)
+    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not ranks.first())
 
 
 @contextlib.contextmanager
@@ -354,8 +355,9 @@ def task(progress: Progress, name: str, total: int) -> Iterator[Any]:
 def show(sheet: Sheet, path: Path, made: dict[str, Any]) -> Sheet:
     """Returns what is on the grid, without the memory of the rest."""
     shown = Sheet(sheet.images[:SHOWN].clone(), sheet.captions[:SHOWN], sheet.numbers)
-    grid = pictures.grid(shown.images, shown.captions, columns=8)
-    pictures.save_png(grid, path, made)
+    if ranks.first():
+        grid = pictures.grid(shown.images, shown.captions, columns=8)
+        pictures.save_png(grid, path, made)
     return shown
 
 

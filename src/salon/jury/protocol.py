@@ -15,7 +15,7 @@ from salon.metrics import oracle
 from salon.metrics.clip_score import clip_score
 from salon.metrics.distances import Distance
 from salon.metrics.images import to_uint8
-from salon.models.base import TextToImage, sample_in_batches
+from salon.models.base import TextToImage
 from salon.text.clip import ClipTower
 from salon.types import Batch, Prompt
 
@@ -88,29 +88,6 @@ def accuracy(images: Tensor, real: Tensor, asked: list[dict[str, object]]) -> di
     told["prompt_accuracy_chance"] = oracle.judge(readings, oracle.derange(asked))["all"]
     told["prompt_accuracy_real"] = oracle.score(real, asked)["all"]
     return told
-
-
-def judge(
-    model: TextToImage,
-    data: JuryData,
-    *,
-    split: str,
-    number: int,
-    batch_size: int,
-    make_distance: MakeDistance,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[dict[str, float], Tensor, Exhibits]:
-    """The numbers, the images they are about, and what they were drawn for; seed i for prompt i."""
-    shown = exhibits(data, split, number)
-    captions = [prompt.caption for prompt in shown.prompts]
-    pieces = []
-    for piece in sample_in_batches(
-        model, captions, list(range(len(captions))), batch_size=batch_size
-    ):
-        pieces.append(piece)
-        progress(len(piece))
-    images = torch.cat(pieces)
-    return verdict(images, shown, clip_of(model), make_distance), images, shown
 
 
 def clip_of(model: TextToImage) -> ClipTower:
