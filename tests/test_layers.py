@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "types": set(),
     "files": set(),
     "digests": set(),
+    "ranks": set(),
     "shapes": set(),
     "nn": {"types"},
     "losses": {"types"},
@@ -27,14 +28,26 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"digests", "shapes", "text", "types"},
     "models": {"losses", "diffusion", "nn", "shapes", "text", "types"},
     "pictures": {"metrics"},
-    "jury": {"files", "metrics", "models", "shapes", "text", "types"},
+    "jury": {"files", "metrics", "models", "ranks", "shapes", "text", "types"},
     "callbacks": {"files", "jury", "models", "metrics", "pictures"},
     "config": set(),
     "checkpoint": {"config", "digests", "models"},
-    "stages": {"checkpoint", "config"},
+    "parallel": {"models"},
+    "stages": {"checkpoint", "config", "parallel", "ranks"},
     "precompute": {"checkpoint", "data", "files", "models", "types"},
     "doors": {"config"},
-    "run": {"callbacks", "checkpoint", "config", "files", "models", "precompute", "stages"},
+    "run": {
+        "callbacks",
+        "checkpoint",
+        "config",
+        "files",
+        "models",
+        "parallel",
+        "precompute",
+        "ranks",
+        "stages",
+    },
+    "rank": set(),  # a door
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
@@ -42,12 +55,12 @@ ROOMS: dict[str, set[str]] = {
 }
 # Doors join everything, and nothing imports them.
 DOORS = {
-    "salon.benchmark", "salon.jury.evaluate", "salon.jury.publish", "salon.jury.__main__",
+    "salon.benchmark", "salon.rank", "salon.jury.evaluate", "salon.jury.publish", "salon.jury.__main__",
     "salon.data.__main__",
 }  # fmt: skip
 THIRD_PARTIES: dict[str, set[str]] = {
     "hydra": {"doors", "stages"},
-    "omegaconf": {"config", "doors", "stages", "run", "draw"},
+    "omegaconf": {"config", "doors", "parallel", "stages", "run", "draw"},
     "wandb": {"callbacks"},
     "webdataset": {"data"},
     "open_clip": {"text", "metrics"},

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint, files, precompute, stages
+from salon import checkpoint, files, parallel, precompute, ranks, stages
 from salon.callbacks.budget import Budget
 from salon.callbacks.cost import Cost
 from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
@@ -31,6 +31,7 @@ from salon.models.base import Trainee, chance
 
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
+RANKS = Path("ranks") / "config.yaml"  # what the processes of a run are told, beside their logs
 
 
 def train(cfg: DictConfig, folder: Path) -> float | None:
@@ -39,13 +40,52 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     Raises ValueError for what a user can mend; the message says how.
     """
     check(cfg)
-    writable(folder)
     if finished(cfg, folder):
         log.info("%s is finished; nothing is left to train", folder)
-        return objective(cfg, json.loads((folder / stages.SUMMARY).read_text()))
+        return objective(cfg, summary_of(folder))
+    wanted, there = parallel.ranks(cfg.trainer), ranks.declared()[1]
+    if wanted == there:
+        with ranks.together(parallel.backend(cfg.trainer)):
+            return _train(cfg, folder)
+    if there > 1:
+        raise ValueError(
+            f"{there} processes were started, and trainer.devices x trainer.num_nodes is {wanted}; "
+            "one process for each device, or one alone, which starts the others"
+        )
+    return launch(cfg, folder, wanted)
+
+
+def launch(cfg: DictConfig, folder: Path, number: int) -> float | None:
+    """The same by several processes of this machine, which have to find all stages trained.
+
+    What they are told is this run's config and not the command line: in a multirun that would be
+    the whole multirun again.
+    """
+    if cfg.trainer.get("num_nodes", 1) > 1:
+        raise ValueError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: start this command on every node, once "
+            "for each device, with srun or torchrun (docs/scale.md)"
+        )
+    writable(folder)
     data = build(cfg.data, "data")
     data.prepare_data()
-    resume = find_resume(cfg, folder)
+    if find_resume(cfg, folder) is None:
+        ready = stages.parts(cfg, data.identity, train)
+        # What the model refuses is better said once, and here.
+        trainer_options(cfg, make_model(cfg, ready, data.identity))
+    (folder / RANKS).parent.mkdir(exist_ok=True)
+    OmegaConf.save(cfg, folder / RANKS, resolve=True)
+    log.info("%d processes train in %s", number, folder)
+    ranks.launch(ranks.module("salon.rank", str(folder)), number, (folder / RANKS).parent)
+    return objective(cfg, summary_of(folder))
+
+
+def _train(cfg: DictConfig, folder: Path) -> float | None:
+    if ranks.first():
+        writable(folder)
+    data = build(cfg.data, "data")
+    data.prepare_data()
+    resume = ranks.agreed(find_resume(cfg, folder))
     if resume is None:
         model = make_model(cfg, stages.parts(cfg, data.identity, train), data.identity)
     else:
@@ -53,7 +93,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     check_shapes(data, model)
     if data.precomputed:
         data.use_precomputed(precompute.identities(model))
-    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    if ranks.first():
+        OmegaConf.save(cfg, folder / CONFIG, resolve=True)
     callbacks = make_callbacks(cfg, folder)
     loggers = make_loggers(cfg, folder)
     failed = True
@@ -61,7 +102,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         trainer = Trainer(
-            **model.own_options(to_plain(cfg.trainer)),
+            **trainer_options(cfg, model),
             callbacks=callbacks,
             logger=loggers,
             default_root_dir=folder,
@@ -116,11 +157,7 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             f"budget: nothing ends this run; set one of {', '.join(f'budget.{k}' for k in LIMITS)}"
         )
-    if cfg.trainer.get("devices", 1) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
-        raise ValueError(
-            f"trainer.devices={cfg.trainer.get('devices')}: one device for now; several wait for "
-            "stages and loggers that know of ranks. Say trainer.devices=1"
-        )
+    parallel.check(cfg.trainer)
     for key in cfg.budget:
         if key not in BUDGET:
             raise ValueError(unknown(f"budget.{key}", [f"budget.{name}" for name in BUDGET]))
@@ -229,16 +266,30 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
     return [Rewind(), *made, SaveLast(path=path, every=cfg.budget.checkpoint_every)]
 
 
+def trainer_options(cfg: DictConfig, model: Trainee) -> dict[str, Any]:
+    """The Trainer's, after the model is made ready for ours."""
+    options = model.own_options(to_plain(cfg.trainer))
+    stage = cfg.job_type == "stage"
+    parallel.make_ready(model, options, stage=stage)
+    given = {key: value for key, value in options.items() if key not in parallel.OWN}
+    return {
+        **given,
+        "devices": parallel.devices(options),
+        "strategy": parallel.strategy(options, model, stage=stage),
+    }
+
+
 def batches_of(cfg: DictConfig) -> int:
     """At which batch the budget ends, as far as batches and images say."""
     batches, images = cfg.budget.batches, cfg.budget.get("images")
-    by_images = NEVER if images is None else -(-images // cfg.batch_size)
+    a_batch = cfg.batch_size * parallel.ranks(cfg.trainer)
+    by_images = NEVER if images is None else -(-images // a_batch)
     return min(NEVER if batches is None else batches, by_images)
 
 
 def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     loggers: list[Logger] = [MetricsCsv(folder=folder)]
-    if cfg.logger.get(TARGET):
+    if cfg.logger.get(TARGET) and ranks.first():
         loggers.append(
             build(cfg.logger, "logger", folder=folder, job_type=cfg.job_type, config=to_plain(cfg))
         )
@@ -318,8 +369,14 @@ def conclude(
             logger.log_metrics({"gate": gate.value})
     for logger in loggers:
         logger.finalize("success")
-    files.write(folder / stages.SUMMARY, json.dumps(summary, indent=2))
+    if ranks.first():
+        files.write(folder / stages.SUMMARY, json.dumps(summary, indent=2))
     return summary
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / stages.SUMMARY).read_text())
+    return found
 
 
 def objective(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
@@ -366,6 +423,8 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 def _run_dir(resume: str | None, model: str) -> str:
     if resume not in (None, "auto"):
         return str(resume)
+    if ranks.declared()[1] > 1:
+        raise ValueError("several processes need one folder; name it: hydra.run.dir=runs/NAME")
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
     return f"runs/{now}_{model.replace('/', '-')}"
 

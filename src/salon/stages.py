@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from filelock import FileLock
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint
+from salon import checkpoint, parallel, ranks
 from salon.config import STAGE, to_plain
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ def place(
         "data": [identity, stage.data.lanes, stage.data.window],
         "trainer": [stage.trainer[key] for key in NUMERICS],
     }
+    if (several := parallel.ranks(stage.trainer)) > 1:
+        told["ranks"] = several
     if below := names(stage, identity, (*above, node[STAGE])):  # what this stage stands on
         told["stages"] = below
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
@@ -140,8 +143,10 @@ def _ready(cfg: DictConfig, node: DictConfig, identity: str, train: TrainRun) ->
     root = folder.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{folder.name}.lock"):
-            if (folder / SUMMARY).is_file():
+        # One rank holds the lock for all; the others wait for what it finds.
+        lock = FileLock(root / f".{folder.name}.lock") if ranks.first() else nullcontext()
+        with lock:
+            if ranks.agreed((folder / SUMMARY).is_file()):
                 log.info("stage %s: found in %s", node[STAGE], folder)
             else:
                 log.info("stage %s: trained now, in %s", node[STAGE], folder)

@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from salon import checkpoint, draw, files, pictures
+from salon import checkpoint, draw, files, pictures, ranks
 from salon.config import build, to_plain
-from salon.jury import publish, ranks
+from salon.jury import publish
 from salon.jury.baselines import baselines
 from salon.jury.features import FeatureStore
 from salon.jury.hearing import Hearing, Sheet, pairs, wall

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from salon.jury import features, ranks, trial
+from salon import ranks
+from salon.jury import features, trial
+from salon.jury import protocol as rules
 from salon.jury.features import FeatureStore
 from salon.jury.protocol import Exhibits, JuryData, exhibits
 from salon.jury.record import Copy, Number, Open, Picture
@@ -71,18 +73,7 @@ class Hearing:
         self._hung: dict[tuple[str, str, int], Hung] = {}  # a sweep asks for the same many times
 
     def draw(self, captions: Sequence[str], progress: Progress = lambda done: None) -> Tensor:
-        """Image i of caption i with seed i, (N, 3, H, W) in [-1, 1] on the CPU."""
-        seeds, size = range(len(captions)), self.batch_size
-
-        def make(number: int) -> Tensor:
-            piece = slice(number * size, (number + 1) * size)
-            return self.model.sample(captions[piece], seeds[piece]).cpu()
-
-        pieces = []
-        for piece in ranks.spread(make, -(-len(captions) // size)):
-            pieces.append(piece)
-            progress(len(piece))
-        return torch.cat(pieces)
+        return rules.draw(self.model, captions, batch_size=self.batch_size, progress=progress)
 
     # -- splits of the data set ----------------------------------------------------------------
 

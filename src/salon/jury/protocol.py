@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from salon import ranks
 from salon.metrics import oracle
 from salon.metrics.clip_score import clip_score
 from salon.metrics.distances import Distance
@@ -88,6 +89,28 @@ def accuracy(images: Tensor, real: Tensor, asked: list[dict[str, object]]) -> di
     told["prompt_accuracy_chance"] = oracle.judge(readings, oracle.derange(asked))["all"]
     told["prompt_accuracy_real"] = oracle.score(real, asked)["all"]
     return told
+
+
+def draw(
+    model: TextToImage,
+    captions: Sequence[str],
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Image i of caption i with seed i, (N, 3, H, W) in [-1, 1] on the CPU, by all ranks."""
+    seeds = range(len(captions))
+
+    def make(number: int) -> Tensor:
+        piece = slice(number * batch_size, (number + 1) * batch_size)
+        return model.sample(captions[piece], seeds[piece]).cpu()
+
+    number = -(-len(captions) // batch_size)
+    pieces = []
+    for piece in map(make, range(number)) if model.sharded else ranks.spread(make, number):
+        pieces.append(piece)
+        progress(len(piece))
+    return torch.cat(pieces)
 
 
 def clip_of(model: TextToImage) -> ClipTower:
