@@ -55,8 +55,8 @@ ROOMS: dict[str, set[str]] = {
 }
 # Doors join everything, and nothing imports them.
 DOORS = {
-    "salon.benchmark", "salon.rank", "salon.jury.evaluate", "salon.jury.publish", "salon.jury.__main__",
-    "salon.data.__main__",
+    "salon.benchmark", "salon.rank", "salon.jury.evaluate", "salon.jury.publish",
+    "salon.jury.__main__", "salon.data.__main__",
 }  # fmt: skip
 THIRD_PARTIES: dict[str, set[str]] = {
     "hydra": {"doors", "stages"},
