@@ -55,6 +55,8 @@ def _stoppable(go_on: str) -> Iterator[None]:
         nonlocal came
         if os.getpid() != process and number == signal.SIGINT:
             raise KeyboardInterrupt  # of a worker, which ends quietly at that
+        if os.getpid() != process and number == slurm.WARNING:
+            return  # it is for the run, which may need its workers yet
         came = number
         raise SystemExit(128 + number)
 

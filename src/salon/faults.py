@@ -70,7 +70,7 @@ def _named(error: BaseException, cfg: Any, folder: Path, go_on: str) -> ValueErr
             f"a process that reads data is gone ({_line(error)}). Where the system ended it, "
             f"memory was short: lower data.workers (now {cfg.data.workers}) or data.window (now "
             f"{cfg.data.window}), of which each worker keeps its lanes' in memory; a bus error "
-            f"means that /dev/shm is full. {_kept(go_on)}"
+            f"means that /dev/shm is full. {_kept(folder, go_on)}"
         )
     short = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if short or (isinstance(error, RuntimeError) and any(words in text for words in OF_MEMORY)):
@@ -79,11 +79,11 @@ def _named(error: BaseException, cfg: Any, folder: Path, go_on: str) -> ValueErr
             f"data.resolution={cfg.data.resolution}, {cfg.trainer.precision} ({_line(error)}). "
             "Lower batch_size, with trainer.accumulate_grad_batches=2 for the same step (no GAN "
             "can), or data.resolution, or say trainer.precision=bf16-mixed; in a "
-            f"validation, callbacks.quality.batch_size. {_kept(go_on)}"
+            f"validation, callbacks.quality.batch_size. {_kept(folder, go_on)}"
         )
     if isinstance(error, OSError) and error.errno in FULL:
         place = error.filename or folder
-        return FullDisk(f"no room left to write {place} ({error.strerror}). {_kept(go_on)}")
+        return FullDisk(f"no room left to write {place} ({error.strerror}). {_kept(folder, go_on)}")
     return None
 
 
@@ -92,5 +92,7 @@ def _line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _kept(go_on: str) -> str:
+def _kept(folder: Path, go_on: str) -> str:
+    if not any(folder.glob("checkpoints/*.ckpt")):
+        return "No checkpoint was written yet"
     return f"The last checkpoint is as it was; with the same settings, go on with {go_on}"
