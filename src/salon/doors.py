@@ -15,6 +15,7 @@ from types import FrameType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from salon import slurm
 from salon.config import flatten, unknown
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -25,7 +26,7 @@ def errors_for_people(go_on: str = "") -> Iterator[None]:
     """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # the exceptions themselves, instead of Hydra's short form
     try:
-        with _terminable(go_on):
+        with _stoppable(go_on):
             yield
     except KeyboardInterrupt:
         print(f"\nstopped{go_on}", file=sys.stderr)
@@ -41,29 +42,42 @@ def errors_for_people(go_on: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable(go_on: str) -> Iterator[None]:
-    """SIGTERM ends what runs at once, as Ctrl-C does, with exit code 143.
+def _stoppable(go_on: str) -> Iterator[None]:
+    """SIGINT and SIGTERM end what runs at once, with exit codes 130 and 143.
 
-    Lightning alone waits for the end of the batch, which may never come, and exits with 0.
+    Lightning alone ends with 1 after the first, and after the second waits for the end of the
+    batch, which may never come, and ends with 0. While a model is trained, `salon.callbacks.stop`
+    listens in place of this. Inside SLURM its warning puts the job back into the queue.
     """
-    terminated = False
+    process, came = os.getpid(), 0
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal terminated
-        terminated = True
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if os.getpid() != process and number == signal.SIGINT:
+            raise KeyboardInterrupt  # of a worker, which ends quietly at that
+        if os.getpid() != process and number == slurm.WARNING:
+            return  # it is for the run, which may need its workers yet
+        came = number
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    numbers = [signal.SIGINT, signal.SIGTERM, *([slurm.WARNING] if slurm.inside() else [])]
+    # What a shell has told us to ignore (`nohup`, `&` in a script) stays ignored.
+    numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except BaseException:
         # Any exception: where workers get the signal too, the loader may miss them first.
-        if not terminated:
+        if not came:
             raise
-        print(f"\nterminated{go_on}", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
+        code, why = 128 + came, "stopped" if came == signal.SIGINT else "terminated"
+        if came == slurm.WARNING and slurm.inside():
+            code, why = slurm.requeue()
+        print(f"\n{why}{go_on}", file=sys.stderr)
+        raise SystemExit(code) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _explained(error: BaseException) -> str:

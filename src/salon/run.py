@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint, files, parallel, precompute, ranks, stages
+from salon import checkpoint, faults, files, parallel, precompute, ranks, stages
 from salon.callbacks.budget import Budget
 from salon.callbacks.cost import Cost
 from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
@@ -95,7 +95,7 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
         data.use_precomputed(precompute.identities(model))
     if ranks.first():
         OmegaConf.save(cfg, folder / CONFIG, resolve=True)
-    callbacks = make_callbacks(cfg, folder)
+    callbacks, save = make_callbacks(cfg, folder)
     loggers = make_loggers(cfg, folder)
     failed = True
     # Lightning's own lines about devices and products; its warnings still come through.
@@ -103,7 +103,7 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
     try:
         trainer = Trainer(
             **trainer_options(cfg, model),
-            callbacks=callbacks,
+            callbacks=[*callbacks, save],
             logger=loggers,
             default_root_dir=folder,
             # One epoch is the budget, whatever the number of optimisers; the stream has no end.
@@ -120,7 +120,7 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
         )
         for logger in loggers:
             logger.clock = lambda: {"images_seen": model.images_seen, "batches": model.batches_seen}  # type: ignore[attr-defined]
-        with expected_warnings():
+        with expected_warnings(), faults.explained(cfg, folder, save.go_on), save.ending():
             trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
             if model.validated_at != model.batches_seen:
                 trainer.validate(model, datamodule=data, verbose=False)
@@ -241,8 +241,13 @@ def check_shapes(data: Any, model: Trainee) -> None:
             )
 
 
-def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
+def make_callbacks(cfg: DictConfig, folder: Path) -> tuple[list[Callback], SaveLast]:
+    """And the one that stands last, so that what the others have to save is up to date."""
+    go_on = f"python train.py resume={folder}"
+    if cfg.job_type == "stage":
+        go_on = "the same command again"
     places: dict[str, dict[str, Any]] = {
+        "guard": {"folder": folder / "diverged", "go_on": go_on},
         "samples": {"folder": folder / "samples"},
         "drops": {"folder": folder},
         "quality": {"distance": build(cfg.metrics, "metrics")},
@@ -261,9 +266,8 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
                 "leave callbacks.cost as it is"
             )
         made.append(Budget(costs[0], seconds=seconds, flops=flops))
-    # Last, so that what the others have to save is up to date.
-    path = folder / checkpoint.LAST
-    return [Rewind(), *made, SaveLast(path=path, every=cfg.budget.checkpoint_every)]
+    save = SaveLast(path=folder / checkpoint.LAST, every=cfg.budget.checkpoint_every, go_on=go_on)
+    return [Rewind(), *made], save
 
 
 def trainer_options(cfg: DictConfig, model: Trainee) -> dict[str, Any]:
