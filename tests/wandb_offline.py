@@ -113,7 +113,7 @@ def _take(run: OfflineRun, kind: str | None, record: Any) -> None:
         run.artifacts.setdefault(name, []).append(files)
         references = {entry.path: entry.ref for entry in entries if entry.ref}
         run.references.setdefault(name, []).append(references)
-        run.aliases.setdefault(name, []).append(list(told.aliases))
+        run.aliases.setdefault(name, []).append(sorted(told.aliases))
         run.types[name] = told.type
         run.metadata[name] = json.loads(told.metadata or "{}")
         if told.use_after_commit:

@@ -73,6 +73,15 @@ def test_the_sync_command_names_every_run_and_no_other(
     assert sync_command([tmp_path / name for name in folders]) == wanted
 
 
+def test_relative_and_absolute_folders_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stages_dir=stages and a run folder do."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("stages/x", "runs/y"):
+        (tmp_path / name / "wandb" / "offline-run-x").mkdir(parents=True)
+    told = sync_command([Path("stages/x"), tmp_path / "runs" / "y", Path("stages/x")])
+    assert told == f"wandb sync {tmp_path}/*/*/wandb/offline-run-*"
+
+
 def test_a_glob_that_would_take_others_along_is_not_used(tmp_path: Path) -> None:
     for name in "012":
         (tmp_path / name / "wandb" / "offline-run-x").mkdir(parents=True)

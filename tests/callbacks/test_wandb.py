@@ -181,7 +181,7 @@ def test_its_lineage_is_data_stages_and_checkpoint(folder: Path) -> None:
         assert one["run"] == stage.run_id
         assert one["artifact"] == f"model-{stage.run_id}"
         assert one["sha256"] == checkpoint.digest(one["path"])
-        assert stage.aliases[one["artifact"]] == [["latest", "last"]]
+        assert stage.aliases[one["artifact"]] == [["last", "latest"]]
         assert stage.references[one["artifact"]] == told.references[one["artifact"]]
         assert stage.metadata[one["artifact"]]["sha256"] == one["sha256"]
         assert stage.used == {f"data-{identity}"}
@@ -199,7 +199,7 @@ def test_its_lineage_is_data_stages_and_checkpoint(folder: Path) -> None:
 def test_its_checkpoints_are_versions_of_one_artifact(folder: Path) -> None:
     told = only(folder)
     name = f"model-{told.run_id}"
-    assert told.aliases[name] == [["latest", "best"], ["latest", "last"]]
+    assert told.aliases[name] == [["best", "latest"], ["last", "latest"]]
     assert told.references[name] == [
         {f"{kind}.ckpt": (folder / "checkpoints" / f"{kind}.ckpt").as_uri()}
         for kind in ("best", "last")

@@ -331,7 +331,7 @@ def test_what_is_uploaded_is_a_setting(small: Mini, tmp_path: Path, artifacts: s
     if artifacts == "none":
         assert not told.artifacts
         return
-    assert told.aliases[name] == [["latest", "best"], ["latest", "last"]]
+    assert told.aliases[name] == [["best", "latest"], ["last", "latest"]]
     best, last = told.artifacts[name]
     for file, place in ((best, checkpoint.BEST), (last, checkpoint.LAST)):
         copy = file[place.name]

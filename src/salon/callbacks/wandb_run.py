@@ -321,7 +321,8 @@ def say_how_to_upload(logger: WandbOnClock, stages: Iterable[Path] = ()) -> None
 
 def sync_command(folders: Sequence[Path]) -> str | None:
     """What uploads the offline runs of these run folders; None where there is none."""
-    found = [folder for folder in folders if any(folder.glob("wandb/offline-run-*"))]
+    every = dict.fromkeys(folder.absolute() for folder in folders)
+    found = [folder for folder in every if any(folder.glob("wandb/offline-run-*"))]
     if not found:
         return None
     common = Path(os.path.commonpath(found)) if len(found) > 1 else found[0]
