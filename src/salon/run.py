@@ -22,10 +22,12 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from salon import checkpoint, faults, files, parallel, precompute, ranks, stages
+from salon.callbacks import artifacts, wandb_run
 from salon.callbacks.budget import Budget
 from salon.callbacks.cost import Cost
-from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
+from salon.callbacks.loggers import MetricsCsv, Rewind
 from salon.callbacks.save import SaveLast
+from salon.callbacks.wandb_run import WandbOnClock
 from salon.config import MODEL_ROOMS, TARGET, build, to_plain, unknown
 from salon.models.base import Trainee, chance
 
@@ -87,6 +89,8 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
     data.prepare_data()
     resume = ranks.agreed(find_resume(cfg, folder))
     if resume is None:
+        if ranks.first():  # of what was trained here before
+            (folder / checkpoint.BEST).unlink(missing_ok=True)
         model = make_model(cfg, stages.parts(cfg, data.identity, train), data.identity)
     else:
         model = remake_model(cfg, resume, data.identity)
@@ -96,11 +100,13 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
     if ranks.first():
         OmegaConf.save(cfg, folder / CONFIG, resolve=True)
     callbacks, save = make_callbacks(cfg, folder)
-    loggers = make_loggers(cfg, folder)
+    used = stages.checkpoints(model.recipe["stages"], Path(cfg.stages_dir))
+    loggers = make_loggers(cfg, folder, resumes=resume is not None)
     failed = True
     # Lightning's own lines about devices and products; its warnings still come through.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
+        artifacts.begin(loggers, data, used)
         trainer = Trainer(
             **trainer_options(cfg, model),
             callbacks=[*callbacks, save],
@@ -125,11 +131,13 @@ def _train(cfg: DictConfig, folder: Path) -> float | None:
             if model.validated_at != model.batches_seen:
                 trainer.validate(model, datamodule=data, verbose=False)
         summary = conclude(cfg, folder, model, data, trainer, loggers)
+        artifacts.end(loggers, callbacks, {k: summary[k] for k in ("images_seen", "metrics")})
         failed = False
     finally:
         for logger in loggers:
             if isinstance(logger, WandbOnClock):
                 logger.close(failed=failed)
+                wandb_run.say_how_to_upload(logger, used.values())
     return objective(cfg, summary)
 
 
@@ -165,6 +173,7 @@ def check(cfg: DictConfig) -> None:
 
 # What decides the numbers that a run ends with.
 DECISIVE = ("model", "data", "batch_size", "budget", "seed", "callbacks", "metrics")
+SAVE_BEST = "salon.callbacks.best.SaveBest"
 LIMITS = ("batches", "images", "seconds", "flops")  # of a budget; the first ends the run
 BUDGET = (*LIMITS, "validate_every", "checkpoint_every")
 NEVER = 2**40  # batches of a run that seconds or operations end
@@ -255,7 +264,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> tuple[list[Callback], SaveL
     made = [
         build(node, f"callbacks.{name}", **places.get(str(name), {}))
         for name, node in cfg.callbacks.items()
-        if node is not None
+        if node is not None and name != "best"
     ]
     seconds, flops = cfg.budget.get("seconds"), cfg.budget.get("flops")
     if seconds is not None or flops is not None:
@@ -266,6 +275,10 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> tuple[list[Callback], SaveL
                 "leave callbacks.cost as it is"
             )
         made.append(Budget(costs[0], seconds=seconds, flops=flops))
+    if (node := cfg.callbacks.get("best")) is not None:
+        place = {"path": folder / checkpoint.BEST, "objective": cfg.objective}
+        wanted = {TARGET: SAVE_BEST, "metric": None, "direction": None, **to_plain(node)}
+        made.append(build(wanted, "callbacks.best", **place))
     save = SaveLast(path=folder / checkpoint.LAST, every=cfg.budget.checkpoint_every, go_on=go_on)
     return [Rewind(), *made], save
 
@@ -291,15 +304,15 @@ def batches_of(cfg: DictConfig) -> int:
     return min(NEVER if batches is None else batches, by_images)
 
 
-def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+def make_loggers(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> list[Logger]:
     loggers: list[Logger] = [MetricsCsv(folder=folder)]
     if cfg.logger.get(TARGET) and ranks.first():
-        loggers.append(
-            build(cfg.logger, "logger", folder=folder, job_type=cfg.job_type, config=to_plain(cfg))
-        )
-        if loggers[-1].experiment.offline and cfg.job_type == "train":  # type: ignore[attr-defined]
-            why = "" if logged_in() else " (nobody is logged in)"
-            log.info("W&B: offline%s; upload later: wandb sync %s/wandb/offline-run-*", why, folder)
+        # W&B keeps paths as they are given, and a sync may start anywhere.
+        place = folder.absolute()
+        opening = wandb_run.Opening(place, cfg.job_type, to_plain(cfg), resumes, strict=False)
+        logger: WandbOnClock = build(cfg.logger, "logger", opening=opening)
+        wandb_run.say_how_to_upload(logger)
+        loggers.append(logger)
     return loggers
 
 

@@ -28,7 +28,7 @@ from filelock import FileLock
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint, parallel, ranks
+from salon import checkpoint, job, parallel, ranks
 from salon.config import STAGE, to_plain
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,17 @@ def costs(names: Mapping[str, str], root: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def checkpoints(names: Mapping[str, str], root: Path) -> dict[str, Path]:
+    """The stages' checkpoints, as far as they are there."""
+    found = {}
+    for key, name in names.items():
+        place = root / name if (root / name).exists() else Path(name)
+        file = place / checkpoint.LAST if place.is_dir() else place
+        if file.is_file():
+            found[key] = file
+    return found
+
+
 def _ready(cfg: DictConfig, node: DictConfig, identity: str, train: TrainRun) -> Path:
     stage, folder = place(cfg, node, identity)
     root = folder.parent
@@ -174,6 +185,9 @@ def composed(cfg: DictConfig, name: str, overrides: list[str]) -> DictConfig:
         stage.data.buckets.step = None
         stage.data.precomputed = False
     stage.job_type = "stage"
+    if stage.logger.get("job") is not None:  # what the logger tells of a run is told of this one
+        stage.logger.job = job.of_stage(to_plain(cfg.logger.job), name, overrides)
+        stage.logger.name = None
     stage.resume = "auto"
     return stage
 

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from salon import pictures
-from salon.callbacks.loggers import log_pictures
+from salon.callbacks.wandb_run import log_pictures
 from salon.models.base import TextToImage
 
 
