@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
+    "multirun": {"checkpoint", "config", "files", "run", "stages"},
     "benchmark": set(),  # a door
 }
 # Doors join everything, and nothing imports them.
@@ -46,8 +47,8 @@ DOORS = {
     "salon.data.__main__",
 }  # fmt: skip
 THIRD_PARTIES: dict[str, set[str]] = {
-    "hydra": {"doors", "stages"},
-    "omegaconf": {"config", "doors", "stages", "run", "draw"},
+    "hydra": {"doors", "multirun", "stages"},
+    "omegaconf": {"config", "doors", "draw", "multirun", "run", "stages"},
     "wandb": {"callbacks"},
     "webdataset": {"data"},
     "open_clip": {"text", "metrics"},

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
@@ -18,17 +18,23 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from salon.config import flatten, unknown
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+# Where jobs run that Hydra itself cannot run, and the extra of pyproject.toml that brings each.
+LAUNCHER = "hydra/launcher/"
+PLUGINS = {"joblib": "launch", "submitit_local": "launch", "submitit_slurm": "launch", "ray": "ray"}
 
 
 @contextlib.contextmanager
-def errors_for_people(go_on: str = "") -> Iterator[None]:
-    """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1."""
+def errors_for_people(go_on: Callable[[], str] = str) -> Iterator[None]:
+    """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1.
+
+    `go_on` gives the end of the message that the command was stopped.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # the exceptions themselves, instead of Hydra's short form
     try:
         with _terminable(go_on):
             yield
     except KeyboardInterrupt:
-        print(f"\nstopped{go_on}", file=sys.stderr)
+        print(f"\nstopped{go_on()}", file=sys.stderr)
         sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explained(error)}", file=sys.stderr)
@@ -41,7 +47,7 @@ def errors_for_people(go_on: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable(go_on: str) -> Iterator[None]:
+def _terminable(go_on: Callable[[], str]) -> Iterator[None]:
     """SIGTERM ends what runs at once, as Ctrl-C does, with exit code 143.
 
     Lightning alone waits for the end of the batch, which may never come, and exits with 0.
@@ -60,7 +66,7 @@ def _terminable(go_on: str) -> Iterator[None]:
         # Any exception: where workers get the signal too, the loader may miss them first.
         if not terminated:
             raise
-        print(f"\nterminated{go_on}", file=sys.stderr)
+        print(f"\nterminated{go_on()}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -86,7 +92,10 @@ def _explained(error: BaseException) -> str:
 
 def _no_such_option(missing: str) -> str | None:
     """The message for GROUP/OPTION, which conf/ does not have."""
-    group, _, option = missing.removesuffix(".yaml").partition("/")
+    missing = missing.removesuffix(".yaml")
+    if missing.startswith(LAUNCHER) and (extra := PLUGINS.get(missing.removeprefix(LAUNCHER))):
+        return f"{missing} is a plugin of Hydra's, not installed: pip install -e '.[{extra}]'"
+    group, _, option = missing.rpartition("/") if LAUNCHER in missing else missing.partition("/")
     folder = CONF / group
     names = sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))
     if not names:
