@@ -62,6 +62,7 @@ ROOMS: dict[str, set[str]] = {
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
+    "multirun": {"checkpoint", "config", "files", "run", "stages"},
     "benchmark": set(),  # a door
 }
 # Doors join everything, and nothing imports them.

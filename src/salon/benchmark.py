@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from salon import checkpoint, doors, stages
 from salon.jury import compare, evaluate
+from salon.multirun import plan
 from salon.run import CONFIG
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Benchmark(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.folder = Path(config.hydra.sweep.dir)
         words = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
-        self.command = " ".join(["python train.py -m", *(w for w in words if "mode=" not in w)])
+        self.command = plan.command(["-m", *(w for w in words if "hydra.mode=" not in w)])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         _due.append(self)
@@ -85,6 +86,9 @@ def tower_of(run: Path) -> Path:
 
 
 def conclude() -> None:
-    """What the benchmarks that were run leave to do; at the door, after Hydra."""
+    """What the benchmarks that were run leave to do; at the door, after Hydra.
+
+    Where a job failed, the door has ended before (`multirun.table`): a report waits for all runs.
+    """
     while _due:
         print(f"report: {_due.pop().conclude()}")

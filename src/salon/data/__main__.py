@@ -129,7 +129,7 @@ def main() -> None:
         )
         sys.exit(0 if sys.argv[1:2] == ["--help"] else 2)
     kept = "" if sys.argv[1] == "check" else "; the same command goes on with what is missing"
-    with doors.errors_for_people(kept):
+    with doors.errors_for_people(lambda: kept):
         run_by[sys.argv[1]](sys.argv[2:])
 
 
