@@ -38,16 +38,20 @@ ROOMS: dict[str, set[str]] = {
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
+    "after": set(),
+    "search": {"after", "callbacks", "config", "files", "jury", "run", "stages"},
     "benchmark": set(),  # a door
 }
 # Doors join everything, and nothing imports them.
 DOORS = {
     "salon.benchmark", "salon.jury.evaluate", "salon.jury.publish", "salon.jury.__main__",
     "salon.data.__main__",
+    "salon.search.__main__",
 }  # fmt: skip
 THIRD_PARTIES: dict[str, set[str]] = {
-    "hydra": {"doors", "stages"},
-    "omegaconf": {"config", "doors", "stages", "run", "draw"},
+    "hydra": {"doors", "search", "stages"},
+    "omegaconf": {"config", "doors", "stages", "run", "draw", "search"},
+    "optuna": {"callbacks", "search"},
     "wandb": {"callbacks"},
     "webdataset": {"data"},
     "open_clip": {"text", "metrics"},

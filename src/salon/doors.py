@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from salon.config import flatten, unknown
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+EXTRAS = {"hydra/sweeper/optuna": "sweep"}  # choices that come with an extra of the package
 
 
 @contextlib.contextmanager
@@ -86,6 +87,8 @@ def _explained(error: BaseException) -> str:
 
 def _no_such_option(missing: str) -> str | None:
     """The message for GROUP/OPTION, which conf/ does not have."""
+    if extra := EXTRAS.get(missing.removesuffix(".yaml")):
+        return f"{missing} is not installed; it comes with: pip install -e '.[{extra}]'"
     group, _, option = missing.removesuffix(".yaml").partition("/")
     folder = CONF / group
     names = sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))
