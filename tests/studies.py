@@ -43,7 +43,10 @@ def study(
         pruned = number % 5 == 4 and len(objectives) == 1
         failed = number == trials - 1
         seen = range(1000, 3000 if pruned else 5000, 1000)
-        values = [value * (0.5 if pruned else 1), *(1e9 * (i + lr) for i in range(1, len(objectives)))]
+        values = [
+            value * (0.5 if pruned else 1),
+            *(1e9 * (i + lr) for i in range(1, len(objectives))),
+        ]
         made.add_trial(
             create_trial(
                 state=TrialState.FAIL if failed else TrialState.COMPLETE,

@@ -62,6 +62,13 @@ class Prune(Callback):
                 f"callbacks.prune.keep={keep}, warmup_images={warmup_images}; expected keep of at "
                 "least 2 and warmup_images of at least 1"
             )
+        try:
+            import optuna
+        except ImportError as error:
+            raise ValueError(
+                f"callbacks.prune needs what is not installed ({error}): pip install -e '.[sweep]'"
+            ) from error
+        self.load, self.handle = optuna.load_study, optuna.trial.Trial
         self.storage, self.study, self.number = storage, study, trial
         self.objective, self.sign = objective, -1.0 if direction == "maximize" else 1.0
         self.rule, self.keep = rule, keep
@@ -107,12 +114,10 @@ class Prune(Callback):
         return not promoted(mine, list(curves.values()), first=self.warmup_images, keep=self.keep)
 
     def _trial(self) -> Any:
-        import optuna
-
         if self._study is None:
-            self._study = optuna.load_study(study_name=self.study, storage=self.storage)
+            self._study = self.load(study_name=self.study, storage=self.storage)
         (frozen,) = (t for t in self._study.get_trials(deepcopy=False) if t.number == self.number)
-        return optuna.trial.Trial(self._study, frozen._trial_id)
+        return self.handle(self._study, frozen._trial_id)
 
 
 def at(curve: Curve, images: int) -> float | None:

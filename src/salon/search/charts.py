@@ -6,6 +6,7 @@ What ended is dark, what was stopped early is grey, the best is red; each mark t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -164,14 +165,15 @@ def parallel(study: Study) -> Html | None:
     ]
     columns += [(name, [_value(one, i) for one in told]) for i, name in enumerate(study.objectives)]
     scales = [_Scale.of(values) for _, values in columns]
-    width = 130 * len(columns)
+    width = 140 * len(columns)
     floor, top = HEIGHT - 40, 34
-    xs = [65 + 130 * i for i in range(len(columns))]
+    xs = [70 + 140 * i for i in range(len(columns))]
     parts = []
     for x, (key, _), scale in zip(xs, columns, scales, strict=True):
         parts.append(el("line", x1=x, x2=x, y1=top, y2=floor))
-        name = el("text", el("title", key), short(key.rpartition(".")[2] or key, 18))
-        parts.append(el("g", name, transform=f"translate({x - 40} 16)"))
+        last = re.split(r"[./]", key)[-1]
+        name = el("text", el("title", key), short(last, 20), text_anchor="middle")
+        parts.append(el("g", name, transform=f"translate({x} 16)"))
         for label, share in scale.marks:
             y = floor - share * (floor - top)
             parts.append(el("text", short(label, 10), x=x + 5, y=f"{y:.1f}", dy=4))

@@ -1,8 +1,8 @@
 """What a multirun that is a search does beside training: `hydra.callbacks.search` of conf/sweep/.
 
 The sweeper of hydra-optuna-sweeper adds `n_trials` whenever it is called, numbers folders from 0,
-and forgives failures by the batch. `Search` and `numbered` make of that: as many trials as are left,
-a folder for each number, and a share of failures over the whole study.
+and forgives failures by the batch. `Search` and `numbered` make of that: as many trials as are
+left, a folder for each number, and a share of failures over the whole study.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """How much each searched key alone goes with the objective.
 
-Between ranks, so that scales and outliers do not matter: for numbers the size of Spearman's
-correlation (Spearman 1904), for choices the correlation ratio (Pearson 1905). Beside each stands
-what chance gives: the value that 95 % of shuffled studies stay below. What such a number cannot
-see: effects of two keys together, and a best value in the middle of a range.
+The correlation ratio (Pearson 1905) between the ranks of the objective and groups of trials: those
+of one choice, or, for a number, the third of the trials with the lowest values, the middle and the
+highest, so that a best value in the middle of a range shows. Beside it stands what chance gives:
+the value that 95 % of shuffled studies stay below. What it cannot see: effects of two keys
+together. The sign is that of Spearman's rank correlation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Importance(NamedTuple):
     key: str
     strength: float  # 0 to 1
     chance: float  # what 95 % of shuffled studies stay below
-    sign: int  # of the correlation: 1, -1, or 0 for a choice
+    sign: int  # 1: the objective grows with the key, -1: it falls, 0: a choice
 
 
 def importances(
@@ -41,12 +42,12 @@ def importances(
         if len(set(map(str, column))) < 2:
             continue
         numbers = as_numbers(column)
-        measure = _ratio if numbers is None else _correlation
-        given = np.array([str(x) for x in column]) if numbers is None else rankdata(numbers)
-        signed = float(measure(given, ranks[None])[0])
-        chance = float(np.quantile(np.abs(measure(given, shuffled)), 0.95))
-        sign = 0 if numbers is None else int(np.sign(signed))
-        found.append(Importance(key, abs(signed), chance, sign))
+        groups = np.array([str(x) for x in column]) if numbers is None else thirds(numbers)
+        strength = float(_ratio(groups, ranks[None])[0])
+        chance = float(np.quantile(_ratio(groups, shuffled), 0.95))
+        found.append(
+            Importance(key, strength, chance, 0 if numbers is None else sign(numbers, ranks))
+        )
     return sorted(found, key=lambda one: -one.strength)
 
 
@@ -60,11 +61,15 @@ def as_numbers(column: Sequence[Any]) -> list[float] | None:
         return None
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of ranks x (N) with each row of ranks y (S, N)."""
-    x, y = x - x.mean(), y - y.mean(axis=1, keepdims=True)
-    below = np.sqrt((x**2).sum() * (y**2).sum(axis=1))
-    return np.divide(y @ x, below, out=np.zeros(len(y)), where=below > 0)
+def thirds(numbers: Sequence[float]) -> np.ndarray:
+    """Which third of the trials each is in; equal numbers stay together."""
+    ranks = rankdata(numbers, "min") - 1
+    return (ranks * 3 // len(numbers)).astype(int)
+
+
+def sign(numbers: Sequence[float], ranks: np.ndarray) -> int:
+    x = rankdata(numbers)
+    return int(np.sign(np.dot(x - x.mean(), ranks - ranks.mean())))
 
 
 def _ratio(groups: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -110,9 +110,9 @@ HISTORY = "Red line: the best complete trial so far. Grey: stopped early, at few
 FRONT = "Red: no other complete trial is as good in both and better in one."
 CURVES = "At each validation. Grey: stopped early. Red: the best."
 IMPORTANCE = (
-    "Rank correlation of each key alone, over complete trials (choices: correlation ratio), with "
-    "its sign. Tick: 95 % of shuffled studies stay below it; grey bars do not pass it. Effects of "
-    "two keys together, and a best value in the middle of a range, do not show."
+    "Correlation ratio of each key alone with the rank of the objective, over complete trials; of "
+    "numbers in three groups, with the sign of their rank correlation. Tick: 95 % of shuffled "
+    "studies stay below it; grey bars do not pass it. Effects of two keys together do not show."
 )
 PARALLEL = "A line a trial; red: the best. Axes whose values span more than 3 to 1 are logarithmic."
 

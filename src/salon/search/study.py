@@ -60,7 +60,7 @@ class Study(NamedTuple):
             for one in self.complete
             if not any(self.better(other, one) for other in self.complete)
         ]
-        return found[:1] if len(self.objectives) == 1 else found
+        return found[:1] if len(self.objectives) == 1 else sorted(found, key=self._signed)
 
     def best_numbers(self) -> set[int]:
         return {one.number for one in self.best()}
