@@ -71,11 +71,10 @@ def again(study: Study, one: Trial) -> list[str]:
     file = one.folder / CONFIG
     budget = OmegaConf.load(file).budget if file.is_file() else {}
     limits = [f"budget.{key}={'null' if value is None else value}" for key, value in budget.items()]
-    named = {word.partition("=")[0] for word in kept}
-    model = [] if "model" in named else [w for w in one.overrides if w.startswith("model=")]
+    # In the order of the trial's own overrides, where the last of two wins.
     return [
-        "python", "train.py", *model, *kept, *limits,
-        *(f"{key}={value}" for key, value in one.params.items() if key != "model"),
+        "python", "train.py", *(f"{key}={value}" for key, value in one.params.items()),
+        *kept, *limits,
     ]  # fmt: skip
 
 
