@@ -21,6 +21,8 @@ ROOMS: dict[str, set[str]] = {
     "slurm": set(),
     "digests": set(),
     "ranks": set(),
+    "job": set(),
+    "after": set(),
     "shapes": set(),
     "nn": {"types"},
     "losses": {"types"},
@@ -30,56 +32,45 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"digests", "shapes", "text", "types"},
     "models": {"losses", "diffusion", "nn", "shapes", "text", "types"},
     "pictures": {"metrics"},
+    "versions": {"salon"},
     "jury": {"files", "metrics", "models", "ranks", "shapes", "text", "types"},
-    "callbacks": {"files", "jury", "models", "metrics", "pictures"},
-    "jury": {"files", "metrics", "models", "shapes", "text", "types"},
-    "callbacks": {"files", "jury", "models", "metrics", "pictures", "slurm"},
-    "config": set(),
+    "callbacks": {"files", "jury", "models", "metrics", "pictures", "ranks", "slurm", "versions"},
+    "config": {"job"},
     "checkpoint": {"config", "digests", "models"},
     "parallel": {"models"},
-    "stages": {"checkpoint", "config", "parallel", "ranks"},
+    "stages": {"checkpoint", "config", "job", "parallel", "ranks"},
     "precompute": {"checkpoint", "data", "files", "models", "types"},
-    "doors": {"config"},
     "doors": {"config", "slurm"},
     "run": {
-        "callbacks",
-        "checkpoint",
-        "config",
-        "files",
-        "models",
-        "parallel",
-        "precompute",
-        "ranks",
-        "stages",
+        "callbacks", "checkpoint", "config", "faults", "files", "models", "parallel", "precompute",
+        "ranks", "stages",
     },
     "rank": set(),  # a door
-        "faults",
-        "files",
-        "models",
-        "precompute",
-        "stages",
-    },
+    "multirun": {"checkpoint", "config", "files", "run", "stages"},
+    "search": {"after", "callbacks", "config", "files", "jury", "run", "stages"},
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
-    "multirun": {"checkpoint", "config", "files", "run", "stages"},
     "benchmark": set(),  # a door
-}
+}  # fmt: skip
 # Doors join everything, and nothing imports them.
 DOORS = {
     "salon.benchmark", "salon.rank", "salon.jury.evaluate", "salon.jury.publish",
-    "salon.jury.__main__", "salon.data.__main__",
+    "salon.jury.__main__", "salon.data.__main__", "salon.search.__main__",
 }  # fmt: skip
 THIRD_PARTIES: dict[str, set[str]] = {
-    "hydra": {"doors", "stages"},
-    "omegaconf": {"config", "doors", "parallel", "stages", "run", "draw"},
+    "hydra": {"doors", "job", "multirun", "search", "stages"},
+    "omegaconf": {
+        "config", "doors", "draw", "multirun", "parallel", "run", "search", "stages",
+    },
+    "optuna": {"callbacks", "search"},
     "wandb": {"callbacks"},
     "webdataset": {"data"},
     "open_clip": {"text", "metrics"},
     "torchmetrics": {"losses", "metrics"},
     "diffusers": set(),
     "transformers": set(),
-}
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

@@ -19,9 +19,14 @@ from salon import slurm
 from salon.config import flatten, unknown
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-# Where jobs run that Hydra itself cannot run, and the extra of pyproject.toml that brings each.
-LAUNCHER = "hydra/launcher/"
-PLUGINS = {"joblib": "launch", "submitit_local": "launch", "submitit_slurm": "launch", "ray": "ray"}
+# Choices that come with an extra of pyproject.toml.
+EXTRAS = {
+    "hydra/launcher/joblib": "launch",
+    "hydra/launcher/submitit_local": "launch",
+    "hydra/launcher/submitit_slurm": "launch",
+    "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "sweep",
+}
 
 
 @contextlib.contextmanager
@@ -107,9 +112,9 @@ def _explained(error: BaseException) -> str:
 def _no_such_option(missing: str) -> str | None:
     """The message for GROUP/OPTION, which conf/ does not have."""
     missing = missing.removesuffix(".yaml")
-    if missing.startswith(LAUNCHER) and (extra := PLUGINS.get(missing.removeprefix(LAUNCHER))):
+    if extra := EXTRAS.get(missing):
         return f"{missing} is a plugin of Hydra's, not installed: pip install -e '.[{extra}]'"
-    group, _, option = missing.rpartition("/") if LAUNCHER in missing else missing.partition("/")
+    group, _, option = (missing.rpartition if "hydra/" in missing else missing.partition)("/")
     folder = CONF / group
     names = sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))
     if not names:

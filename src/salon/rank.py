@@ -26,7 +26,7 @@ def main() -> None:
     assert isinstance(cfg, DictConfig)
     # Stages are composed from conf/, as in the process that started this one.
     with (
-        doors.errors_for_people("; go on with resume=RUN_FOLDER"),
+        doors.errors_for_people(lambda: f"; go on with resume={folder}"),
         initialize_config_dir(str(doors.CONF), version_base="1.3"),
     ):
         run.train(cfg, folder)

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -34,9 +35,10 @@ from salon.models.base import Trainee, chance
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 RANKS = Path("ranks") / "config.yaml"  # what the processes of a run are told, beside their logs
+Value = float | tuple[float, ...] | None  # of the objective, or of several
 
 
-def train(cfg: DictConfig, folder: Path) -> float | None:
+def train(cfg: DictConfig, folder: Path) -> Value:
     """Train what `cfg` describes, with its stages, into `folder`; returns the objective's value.
 
     Raises ValueError for what a user can mend; the message says how.
@@ -57,7 +59,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     return launch(cfg, folder, wanted)
 
 
-def launch(cfg: DictConfig, folder: Path, number: int) -> float | None:
+def launch(cfg: DictConfig, folder: Path, number: int) -> Value:
     """The same by several processes of this machine, which have to find all stages trained.
 
     What they are told is this run's config and not the command line: in a multirun that would be
@@ -82,7 +84,7 @@ def launch(cfg: DictConfig, folder: Path, number: int) -> float | None:
     return objective(cfg, summary_of(folder))
 
 
-def _train(cfg: DictConfig, folder: Path) -> float | None:
+def _train(cfg: DictConfig, folder: Path) -> Value:
     if ranks.first():
         writable(folder)
     data = build(cfg.data, "data")
@@ -169,6 +171,19 @@ def check(cfg: DictConfig) -> None:
     for key in cfg.budget:
         if key not in BUDGET:
             raise ValueError(unknown(f"budget.{key}", [f"budget.{name}" for name in BUDGET]))
+    check_direction(cfg)
+
+
+def check_direction(cfg: DictConfig) -> None:
+    """Of each objective, where a search (`trial`) asks for it."""
+    names, ways = listed(cfg.objective), listed(cfg.direction)
+    if any(way not in ("maximize", "minimize") for way in ways):
+        raise ValueError(f"direction={cfg.direction}; expected maximize or minimize, or a list")
+    if (ways or cfg.trial is not None) and len(names) != len(ways):
+        raise ValueError(
+            f"direction={cfg.direction} for objective={cfg.objective}; expected one for each: "
+            "maximize or minimize, and with several objectives a list"
+        )
 
 
 # What decides the numbers that a run ends with.
@@ -179,7 +194,8 @@ BUDGET = (*LIMITS, "validate_every", "checkpoint_every")
 NEVER = 2**40  # batches of a run that seconds or operations end
 TOP_LEVEL = {
     "seed", "resume", "stages_dir", "job_type", "batch_size", "budget", "gate", "objective",
-    "data", "text", "trainer", "callbacks", "logger", "metrics", "model", "experiment",
+    "direction", "trial", "data", "text", "trainer", "callbacks", "logger", "metrics", "model",
+    "experiment",
 }  # fmt: skip
 
 
@@ -376,6 +392,7 @@ def conclude(
         "images_seen": model.images_seen,
         "data": data.identity,
         "metrics": metrics,
+        "pruned": any(getattr(one, "pruned", False) for one in trainer.callbacks),  # type: ignore[attr-defined]
     }
     summary["stages"] = stages.costs(model.recipe["stages"], Path(cfg.stages_dir))
     gate = build(cfg.gate, "gate")(module=model.eval(), data=data) if cfg.gate else None
@@ -396,15 +413,28 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def objective(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
-    if cfg.objective is None:
-        return None
-    if cfg.objective not in summary["metrics"]:
+def objective(cfg: DictConfig, summary: dict[str, Any]) -> Value:
+    values = tuple(measured(name, summary["metrics"]) for name in listed(cfg.objective))
+    return values[0] if isinstance(cfg.objective, str) else values or None
+
+
+def measured(name: str, metrics: dict[str, float]) -> float:
+    """Raises ValueError for what no search can compare."""
+    if name not in metrics:
         raise ValueError(
-            f"objective={cfg.objective!r} was not measured; this run measured "
-            f"{', '.join(sorted(summary['metrics']))}"
+            f"objective={name!r} was not measured; this run measured {', '.join(sorted(metrics))}"
         )
-    return float(summary["metrics"][cfg.objective])
+    if not math.isfinite(metrics[name]):
+        raise ValueError(
+            f"objective={name!r} is {metrics[name]}: this run diverged; a smaller "
+            "model.optimizer.lr may mend it"
+        )
+    return float(metrics[name])
+
+
+def listed(value: Any) -> list[str]:
+    """One name, several, or none."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 # -- around a run ----------------------------------------------------------------------------------

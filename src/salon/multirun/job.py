@@ -36,7 +36,7 @@ class JobFailed(ValueError):
     """What a sweeper is told of a failed job: a line, which passes from process to process."""
 
 
-def train(cfg: DictConfig) -> float | None:
+def train(cfg: DictConfig) -> run.Value:
     """What train.py does in the folder that Hydra names; returns the objective's value."""
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
@@ -51,9 +51,7 @@ def train(cfg: DictConfig) -> float | None:
         return run.train(run.resumed(cfg, overrides), folder)
 
 
-def _in_multirun(
-    cfg: DictConfig, folder: Path, overrides: list[str], *, tell: bool
-) -> float | None:
+def _in_multirun(cfg: DictConfig, folder: Path, overrides: list[str], *, tell: bool) -> run.Value:
     """`tell`: whether the sweeper learns of a failure.
 
     Hydra's own would start no further batch, and has no use for it: `table` reads the status.

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from salon import files
+from salon import files, run
 from salon.multirun import plan, status
 from salon.multirun.job import MISTAKES, line
 
@@ -36,7 +36,7 @@ WIDTH = 160  # of the table, where it is not printed on a terminal
 class Row(NamedTuple):
     folder: str
     status: str
-    objective: float | None
+    objective: run.Value
     error: str | None
     mistake: bool
     seconds: float | None
@@ -151,7 +151,8 @@ def show(made: plan.Plan, rows: list[Row]) -> None:
     for name in ("job", "status", "objective", "error"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        value = "" if row.objective is None else f"{row.objective:.6g}"
+        told = row.objective if isinstance(row.objective, list | tuple) else [row.objective]
+        value = ", ".join(f"{one:.6g}" for one in told if one is not None)
         name = os.path.relpath(row.folder, made.folder)
         cells = (name, row.status, value, (row.error or "")[:300])
         table.add_row(*(Text(cell) for cell in cells), style=COLOR.get(row.status))
