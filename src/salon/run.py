@@ -383,9 +383,12 @@ def conclude(
     """Pass the gate, write summary.json; it marks a run as finished."""
     model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    remarks: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "report"):
             metrics |= callback.report(trainer, model)
+        if hasattr(callback, "remarks"):
+            remarks |= callback.remarks(trainer)
     summary: dict[str, Any] = {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "batches": model.batches_seen,
@@ -393,6 +396,7 @@ def conclude(
         "data": data.identity,
         "metrics": metrics,
         "pruned": any(getattr(one, "pruned", False) for one in trainer.callbacks),  # type: ignore[attr-defined]
+        **remarks,
     }
     summary["stages"] = stages.costs(model.recipe["stages"], Path(cfg.stages_dir))
     gate = build(cfg.gate, "gate")(module=model.eval(), data=data) if cfg.gate else None

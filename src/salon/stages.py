@@ -132,6 +132,7 @@ def costs(names: Mapping[str, str], root: Path) -> dict[str, dict[str, Any]]:
         found[name] = {
             "seconds": metrics.get("cost/seconds"),
             "flops": metrics.get("cost/train_flops"),
+            "energy_wh": metrics.get("cost/energy_wh"),
             "images": told["images_seen"],
         }
         found |= told.get("stages", {})

@@ -145,3 +145,21 @@ def test_mistakes_are_named(trained: Path, tmp_path: Path, change: str, said: st
 def test_nothing_to_report_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no record\.json.*salon\.jury evaluate"):
         compare.found_in([str(tmp_path)])
+
+
+def test_what_it_costs_is_in_the_record(trained: Path, tmp_path: Path) -> None:
+    few = ["sweep=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
+    grid = ["energy.intensity=363", "energy.grid=Germany 2024"]
+    evaluate(asked(trained, tmp_path, "price={batch: 2, repeats: 1}", *few, *grid))
+    cost = record.load(tmp_path / "record.json").cost
+    assert cost is not None
+    assert cost.flops is not None
+    assert cost.parameters is not None
+    assert set(cost.flops) == {"unet", "autoencoder", "text", "stages"}
+    assert set(cost.parameters) == {"unet"}, "the others are trained as stages"
+    assert (cost.sample_parameters or 0) > cost.parameters["unet"]
+    assert (cost.energy_wh, cost.sample_wh, cost.sample_co2e_g) == (None, None, None)
+    with pytest.raises(ValueError, match="need both"):
+        evaluate(asked(trained, tmp_path, *grid[:1]))
+    with pytest.raises(ValueError, match=r"energy\.meter='watts'"):
+        evaluate(asked(trained, tmp_path, "energy.meter=watts"))

@@ -42,7 +42,7 @@ class Opening(NamedTuple):
     """What is known of a run before W&B is asked."""
 
     folder: Path
-    job_type: str  # train, stage, evaluate or report
+    job_type: str  # train, stage, evaluate, report or search
     config: Mapping[str, Any]
     resumes: bool  # it goes on with the W&B run of its folder
     strict: bool  # errors of W&B are raised: the run is nothing but what is logged

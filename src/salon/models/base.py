@@ -86,6 +86,11 @@ class Trainee(LightningModule):
     def on_validation_end(self) -> None:
         self.validated_at = self.batches_seen
 
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Whose costs are told apart, by name."""
+        return {name: [part] for name, part in self.named_children()}
+
     # -- what it can be fed --------------------------------------------------------------------
 
     @property

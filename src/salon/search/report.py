@@ -14,6 +14,7 @@ from rich.table import Table
 
 from salon import files
 from salon.callbacks import evaluation_log, search_log
+from salon.callbacks.wandb_run import Opening
 from salon.config import TARGET, build, to_plain
 from salon.run import CONFIG
 from salon.search import page
@@ -109,7 +110,5 @@ def publish(study: Study, node: Mapping[str, Any]) -> str:
         folder=study.folder,
     )  # fmt: skip
     named = {**node, "name": f"search {study.name}"}
-    make = partial(
-        build, named, "logger", folder=study.folder.absolute(), job_type="search", config=told
-    )
-    return evaluation_log.keep(make, fill)
+    opening = Opening(study.folder.absolute(), "search", told, resumes=False, strict=True)
+    return evaluation_log.keep(partial(build, named, "logger", opening=opening), fill)
