@@ -41,13 +41,14 @@ ROOMS: dict[str, set[str]] = {
     "stages": {"checkpoint", "config", "job", "parallel", "ranks"},
     "precompute": {"checkpoint", "data", "files", "models", "types"},
     "doors": {"config", "slurm"},
+    "checks": {"config", "models", "parallel"},
     "run": {
-        "callbacks", "checkpoint", "config", "faults", "files", "models", "parallel", "precompute",
+        "callbacks", "checkpoint", "checks", "config", "faults", "files", "models", "parallel", "precompute",
         "ranks", "stages",
     },
     "rank": set(),  # a door
-    "multirun": {"checkpoint", "config", "files", "run", "stages"},
-    "search": {"after", "callbacks", "config", "files", "jury", "run", "stages"},
+    "multirun": {"checkpoint", "checks", "config", "files", "run", "stages"},
+    "search": {"after", "callbacks", "checks", "config", "files", "jury", "run", "stages"},
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
@@ -61,7 +62,7 @@ DOORS = {
 THIRD_PARTIES: dict[str, set[str]] = {
     "hydra": {"doors", "job", "multirun", "search", "stages"},
     "omegaconf": {
-        "config", "doors", "draw", "multirun", "parallel", "run", "search", "stages",
+        "checks", "config", "doors", "draw", "multirun", "parallel", "run", "search", "stages",
     },
     "optuna": {"callbacks", "search"},
     "wandb": {"callbacks"},

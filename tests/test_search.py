@@ -23,7 +23,7 @@ import studies
 import toy
 import wandb_offline
 from conftest import MINI_MODELS, ROOT, mini_overrides
-from salon import doors, run
+from salon import checks, doors, run
 from salon.callbacks import prune
 from salon.callbacks.prune import Prune
 from salon.config import build
@@ -161,8 +161,8 @@ def composed(sweep: str, model: str) -> DictConfig:
 @pytest.mark.parametrize("sweep", options("sweep"))
 def test_every_search_composes_and_says_its_command(hydra_conf: None, sweep: str) -> None:
     cfg = composed(sweep, "cvae")
-    assert run.listed(cfg.objective)
-    run.check_direction(cfg)
+    assert checks.listed(cfg.objective)
+    checks.check_direction(cfg)
     head = (ROOT / "conf/sweep" / f"{sweep}.yaml").read_text().split("\ndefaults")[0]
     assert "python train.py -m +sweep=" in head
     assert "xpect" in head, "the header says what to expect"
@@ -238,13 +238,13 @@ def test_an_objective_is_a_number_or_several(mini: Callable[..., DictConfig]) ->
 
 
 def test_a_direction_for_each_objective(mini: Callable[..., DictConfig]) -> None:
-    run.check_direction(mini("cvae/tiny", "objective=a"))
-    run.check_direction(mini("cvae/tiny", "objective=[a,b]", "direction=[minimize,maximize]"))
+    checks.check_direction(mini("cvae/tiny", "objective=a"))
+    checks.check_direction(mini("cvae/tiny", "objective=[a,b]", "direction=[minimize,maximize]"))
     with pytest.raises(ValueError, match=r"direction=up; expected maximize or minimize"):
-        run.check_direction(mini("cvae/tiny", "objective=a", "direction=up"))
+        checks.check_direction(mini("cvae/tiny", "objective=a", "direction=up"))
     for words in (["objective=[a,b]", "direction=minimize"], ["objective=a", "trial=3"]):
         with pytest.raises(ValueError, match="expected one for each"):
-            run.check_direction(mini("cvae/tiny", *words))
+            checks.check_direction(mini("cvae/tiny", *words))
 
 
 def asked(folder: Path, direction: str = "minimize", rate: float = 0.25) -> DictConfig:

@@ -22,14 +22,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint, faults, files, parallel, precompute, ranks, stages
+from salon import checkpoint, checks, faults, files, parallel, precompute, ranks, stages
 from salon.callbacks import artifacts, wandb_run
 from salon.callbacks.budget import Budget
 from salon.callbacks.cost import Cost
 from salon.callbacks.loggers import MetricsCsv, Rewind
 from salon.callbacks.save import SaveLast
 from salon.callbacks.wandb_run import WandbOnClock
-from salon.config import MODEL_ROOMS, TARGET, build, to_plain, unknown
+from salon.config import MODEL_ROOMS, TARGET, build, to_plain
 from salon.models.base import Trainee, chance
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def train(cfg: DictConfig, folder: Path) -> Value:
 
     Raises ValueError for what a user can mend; the message says how.
     """
-    check(cfg)
+    checks.check(cfg)
     if finished(cfg, folder):
         log.info("%s is finished; nothing is left to train", folder)
         return objective(cfg, summary_of(folder))
@@ -70,7 +70,7 @@ def launch(cfg: DictConfig, folder: Path, number: int) -> Value:
             f"trainer.num_nodes={cfg.trainer.num_nodes}: start this command on every node, once "
             "for each device, with srun or torchrun (docs/scale.md)"
         )
-    writable(folder)
+    checks.writable(folder)
     data = build(cfg.data, "data")
     data.prepare_data()
     if find_resume(cfg, folder) is None:
@@ -86,7 +86,7 @@ def launch(cfg: DictConfig, folder: Path, number: int) -> Value:
 
 def _train(cfg: DictConfig, folder: Path) -> Value:
     if ranks.first():
-        writable(folder)
+        checks.writable(folder)
     data = build(cfg.data, "data")
     data.prepare_data()
     resume = ranks.agreed(find_resume(cfg, folder))
@@ -96,7 +96,7 @@ def _train(cfg: DictConfig, folder: Path) -> Value:
         model = make_model(cfg, stages.parts(cfg, data.identity, train), data.identity)
     else:
         model = remake_model(cfg, resume, data.identity)
-    check_shapes(data, model)
+    checks.check_shapes(data, model)
     if data.precomputed:
         data.use_precomputed(precompute.identities(model))
     if ranks.first():
@@ -133,7 +133,9 @@ def _train(cfg: DictConfig, folder: Path) -> Value:
             if model.validated_at != model.batches_seen:
                 trainer.validate(model, datamodule=data, verbose=False)
         summary = conclude(cfg, folder, model, data, trainer, loggers)
-        artifacts.end(loggers, callbacks, {k: summary[k] for k in ("images_seen", "metrics")})
+        artifacts.end(
+            loggers, [*callbacks, save], {k: summary[k] for k in ("images_seen", "metrics")}
+        )
         failed = False
     finally:
         for logger in loggers:
@@ -146,69 +148,10 @@ def _train(cfg: DictConfig, folder: Path) -> Value:
 # -- the parts, in the order in which `train` asks for them ----------------------------------------
 
 
-def check(cfg: DictConfig) -> None:
-    """Catch typos in files, which Hydra takes for new keys; it catches the command line's."""
-    for key in cfg:
-        if key not in TOP_LEVEL:
-            raise ValueError(unknown(str(key), sorted(TOP_LEVEL)))
-    for key in ("validate_every", "checkpoint_every"):
-        value = cfg.budget[key]
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"budget.{key}={value}; expected a number of batches, at least 1")
-    limits = {key: cfg.budget.get(key) for key in LIMITS}
-    for key, value in limits.items():
-        whole = key in ("batches", "images")
-        kind = int if whole else (int, float)
-        if value is not None and (not isinstance(value, kind) or value <= 0):
-            raise ValueError(
-                f"budget.{key}={value}; expected null or a {'whole ' * whole}number above 0"
-            )
-    if set(limits.values()) == {None}:
-        raise ValueError(
-            f"budget: nothing ends this run; set one of {', '.join(f'budget.{k}' for k in LIMITS)}"
-        )
-    parallel.check(cfg.trainer)
-    for key in cfg.budget:
-        if key not in BUDGET:
-            raise ValueError(unknown(f"budget.{key}", [f"budget.{name}" for name in BUDGET]))
-    check_direction(cfg)
-
-
-def check_direction(cfg: DictConfig) -> None:
-    """Of each objective, where a search (`trial`) asks for it."""
-    names, ways = listed(cfg.objective), listed(cfg.direction)
-    if any(way not in ("maximize", "minimize") for way in ways):
-        raise ValueError(f"direction={cfg.direction}; expected maximize or minimize, or a list")
-    if (ways or cfg.trial is not None) and len(names) != len(ways):
-        raise ValueError(
-            f"direction={cfg.direction} for objective={cfg.objective}; expected one for each: "
-            "maximize or minimize, and with several objectives a list"
-        )
-
-
 # What decides the numbers that a run ends with.
 DECISIVE = ("model", "data", "batch_size", "budget", "seed", "callbacks", "metrics")
 SAVE_BEST = "salon.callbacks.best.SaveBest"
-LIMITS = ("batches", "images", "seconds", "flops")  # of a budget; the first ends the run
-BUDGET = (*LIMITS, "validate_every", "checkpoint_every")
 NEVER = 2**40  # batches of a run that seconds or operations end
-TOP_LEVEL = {
-    "seed", "resume", "stages_dir", "job_type", "batch_size", "budget", "gate", "objective",
-    "direction", "trial", "data", "text", "trainer", "callbacks", "logger", "metrics", "model",
-    "experiment",
-}  # fmt: skip
-
-
-def writable(folder: Path) -> None:
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"the run folder {str(folder)!r} cannot be written ({error}). Name another: "
-            "hydra.run.dir=FOLDER"
-        ) from error
 
 
 def make_model(cfg: DictConfig, ready: dict[str, stages.Part], identity: str) -> Trainee:
@@ -247,23 +190,6 @@ def remake_model(cfg: DictConfig, file: Path, identity: str) -> Trainee:
     checkpoint.load_weights(model, contents["state_dict"], str(file))
     model.seed, model.recipe = cfg.seed, recipe
     return model
-
-
-def check_shapes(data: Any, model: Trainee) -> None:
-    """Raises ValueError where the model cannot train on what data.buckets makes."""
-    if data.buckets and model.stride is None:
-        raise ValueError(
-            f"data.buckets.step is set, and {type(model).__name__} trains on squares only; "
-            "of the families, latent_diffusion and its autoencoder take other shapes. Say "
-            "data.buckets.step=null"
-        )
-    for size in data.buckets:
-        if any(side % model.stride for side in size):
-            raise ValueError(
-                f"data.buckets.step: this model's pictures need sides that divide by "
-                f"{model.stride}, and one bucket is {size[0]}x{size[1]}. Set data.buckets.step to "
-                f"a multiple of {model.stride}"
-            )
 
 
 def make_callbacks(cfg: DictConfig, folder: Path) -> tuple[list[Callback], SaveLast]:
@@ -418,7 +344,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def objective(cfg: DictConfig, summary: dict[str, Any]) -> Value:
-    values = tuple(measured(name, summary["metrics"]) for name in listed(cfg.objective))
+    values = tuple(measured(name, summary["metrics"]) for name in checks.listed(cfg.objective))
     return values[0] if isinstance(cfg.objective, str) else values or None
 
 
@@ -434,11 +360,6 @@ def measured(name: str, metrics: dict[str, float]) -> float:
             "model.optimizer.lr may mend it"
         )
     return float(metrics[name])
-
-
-def listed(value: Any) -> list[str]:
-    """One name, several, or none."""
-    return [value] if isinstance(value, str) else list(value or [])
 
 
 # -- around a run ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import salon.multirun.names  # noqa: F401  (the resolvers, for jobs in other processes)
-from salon import checkpoint, run, stages
+from salon import checkpoint, checks, run, stages
 from salon.config import to_plain
 from salon.multirun import status
 
@@ -175,7 +175,7 @@ def _check_same(cfg: DictConfig, folder: Path, *, extend: bool) -> None:
         return
     less = [
         key for key in changed
-        if key.removeprefix("budget.") in run.LIMITS and None not in (before[key], now[key])
+        if key.removeprefix("budget.") in checks.LIMITS and None not in (before[key], now[key])
         and now[key] < before[key]
     ]  # fmt: skip
     if extend and not less and all(key.startswith(run.MAY_CHANGE) for key in changed):

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from salon import after, files
-from salon.run import listed
+from salon.checks import listed
 from salon.search import report
 from salon.search.study import ABOUT, JOB, TRIAL, load
 
