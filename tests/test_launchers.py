@@ -106,7 +106,7 @@ def test_slurm_queues_a_preempted_job_again(mini_root: Path, tmp_path: Path) -> 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra: pip install -e '.[ray]'")
 def test_ray(mini_root: Path, tmp_path: Path) -> None:
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
     check(tmp_path / "sweep", door(*pair("ray_local", mini_root, tmp_path / "sweep"), env=env))
 
 

@@ -192,6 +192,7 @@ def test_a_command_survives_shell_and_hydra(tmp_path: Path) -> None:
         assert said[:2] == ["prompts=[a 'b', c]", "x=$HOME"]
         assert OverridesParser.create().parse_override(said[-2]).value() == name
         assert said[-1] == "resume=auto"
+    assert plan.rerun(Path("job"), ["resume=runs/a", "x=1"]).endswith("resume=runs/a")
 
 
 @pytest.fixture(scope="module")

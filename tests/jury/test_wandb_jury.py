@@ -351,6 +351,7 @@ def test_a_panel_that_is_exact_in_part_is_a_table(home: Path, tmp_path: Path) ->
     one = Record("x", "GAN", 0, "last", {}, {}, {"test": {"fd": Number(2.0)}})
 
     source = Source(tmp_path / "x.ckpt", "0" * 64, None)
+    source.path.write_bytes(b"weights")
 
     def fill(logger: WandbOnClock) -> None:
         evaluation_log.log_evaluation(logger, one, shown, source)
@@ -362,6 +363,8 @@ def test_a_panel_that_is_exact_in_part_is_a_table(home: Path, tmp_path: Path) ->
     assert [row[4] for row in rows] == [None, "nothing on white"]
     assert told.summary["test/fd"] == 2
     assert "images_seen" not in told.summary, "not known, which is not 0"
+    name = "checkpoint-" + "0" * 10
+    assert (told.used, told.references[name]) == ({name}, [{"x.ckpt": source.path.as_uri()}])
 
 
 # -- a report --------------------------------------------------------------------------------------

@@ -85,8 +85,14 @@ def plan(config: DictConfig) -> Plan:
 
 def rerun(folder: Path, overrides: Iterable[str], searchpath: Iterable[str] = ()) -> str:
     """The command that goes on with one job alone."""
-    words = [word for word in overrides if word.partition("=")[0].lstrip("+") != "resume"]
-    return command([*searchpath, *words, _dir("hydra.run.dir", folder), "resume=auto"])
+    said = [word for word in overrides if _is_resume(word)]
+    kept = [word for word in overrides if not _is_resume(word)]
+    start = said[-1] if said and not said[-1].endswith(("=null", "=auto")) else "resume=auto"
+    return command([*searchpath, *kept, _dir("hydra.run.dir", folder), start])
+
+
+def _is_resume(word: str) -> bool:
+    return word.partition("=")[0].lstrip("+") == "resume"
 
 
 def command(words: Iterable[str]) -> str:
