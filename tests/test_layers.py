@@ -43,8 +43,8 @@ ROOMS: dict[str, set[str]] = {
     "doors": {"config", "slurm"},
     "checks": {"config", "models", "parallel"},
     "run": {
-        "callbacks", "checkpoint", "checks", "config", "faults", "files", "models", "parallel", "precompute",
-        "ranks", "stages",
+        "callbacks", "checkpoint", "checks", "config", "faults", "files", "models", "parallel",
+        "precompute", "ranks", "stages",
     },
     "rank": set(),  # a door
     "multirun": {"checkpoint", "checks", "config", "files", "run", "stages"},

@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from salon import checkpoint, doors, precompute, run, stages
+from salon import checkpoint, checks, doors, precompute, run, stages
 from salon.config import build
 from salon.data.check import check, table
 from salon.data.convert import base, sources
@@ -44,7 +44,7 @@ def compute(cfg: DictConfig) -> None:
     settings = cfg.precompute
     with open_dict(cfg):
         del cfg["precompute"]
-    run.check(cfg)
+    checks.check(cfg)
     number("precompute.batch_size", settings.batch_size, least=1, whole=True)
     if cfg.resume is not None:
         raise ValueError(f"resume={cfg.resume}: precompute goes on by itself; leave it out")
