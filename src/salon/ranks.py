@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -132,11 +131,8 @@ def launch(command: Sequence[str], number: int, logs: Path) -> None:
                     )
                 )  # fmt: skip
             failed = _watch(started)
-        except KeyboardInterrupt:
-            _end(started, signal.SIGINT)
-            raise
         finally:
-            _end(started, signal.SIGTERM)
+            _end(started)
     if failed is not None:
         raise ValueError(_told(failed, started[failed].returncode, logs))
 
@@ -153,10 +149,11 @@ def _watch(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
         time.sleep(0.1)
 
 
-def _end(started: Sequence[subprocess.Popen[bytes]], how: signal.Signals) -> None:
+def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """A rank that trains ends with its batch, and saves."""
     for process in started:
         if process.poll() is None:
-            process.send_signal(how)
+            process.terminate()
     until = time.monotonic() + GRACE
     for process in started:
         try:
