@@ -27,6 +27,7 @@ class EMA(Callback):
         self.decay, self.updates = decay, 0
         self.average: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
+        self._trained: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, TextToImage):
@@ -36,6 +37,7 @@ class EMA(Callback):
             # In float32: at a decay of 0.9999 an update is below bfloat16's last digit.
             self.average = {k: v.detach().clone().float() for k, v in state.items() if _floats(v)}
         self.average = {k: placed(v, state[k]) for k, v in self.average.items()}
+        self._trained = [state[k] for k in self.average]  # which share the weights' memory
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -43,10 +45,8 @@ class EMA(Callback):
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        state = pl_module.averaged.state_dict()
-        averages = list(self.average.values())
-        current = [state[name].float() for name in self.average]
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        current = [weight.float() for weight in self._trained]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     # -- validation sees the average ----------------------------------------------------------
 
