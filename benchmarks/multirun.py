@@ -23,7 +23,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "model=cvae/tiny", "logger=csv", "data.resolution=16", "data.window=20", "data.shard_size=100",
-    "data.samples={train: 400, val: 32, test: 32, heldout: 32}", "data.val_samples=16",
+    "data.samples={train: 400, val: 32, test: 32, heldout: 32}", "data.val_samples=32",
     "callbacks.samples=null", "callbacks.quality=null", "batch_size=32",
     "budget={batches: 200, validate_every: 200, checkpoint_every: 200}",
     'text.overrides=["batch_size=8","budget.batches=2","budget.validate_every=2"]',
@@ -41,7 +41,9 @@ def seconds(launcher: list[str], jobs: int, root: Path, sweep: Path) -> float:
     start = time.perf_counter()
     words = [*SMALL, *places, *launcher, f"model.optimizer.lr={rates}"]
     command = [sys.executable, "train.py", "-m", *words]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(done.stdout + done.stderr)
     return time.perf_counter() - start
 
 

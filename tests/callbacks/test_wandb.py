@@ -303,7 +303,7 @@ def test_jobs_of_a_multirun_are_runs_of_their_own(home: Path, mini_root: Path) -
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    jobs = [only(sweep / name) for name in ("0", "1")]
+    jobs = [only(sweep / f"seed-{seed}") for seed in (0, 1)]
     assert [job.group for job in jobs] == ["sweep", "sweep"]
     for seed, job in enumerate(jobs):
         assert job.name.startswith(f"autoencoder/tiny seed={seed} resolution=16 samples={{train")
@@ -312,7 +312,7 @@ def test_jobs_of_a_multirun_are_runs_of_their_own(home: Path, mini_root: Path) -
         assert not [tag for tag in job.tags if "seed" in tag or str(mini_root) in tag]
         assert job.config["choices"]["model"] == "autoencoder/tiny"
         assert job.config["choices"]["logger"] == "wandb"
-        end = f"wandb sync {sweep}/{seed}/wandb/offline-run-*"
+        end = f"wandb sync {sweep}/seed-{seed}/wandb/offline-run-*"
         assert done.stdout.count(end) == 2, "at the beginning and at the end"
     assert [job.config["seed"] for job in jobs] == [0, 1]
     assert [job.exit_code for job in jobs] == [0, 0]

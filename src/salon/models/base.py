@@ -4,7 +4,7 @@ The clock. One tick is one training batch, in every family, whatever the number 
 Lightning's `global_step` counts optimiser steps, so nothing here looks at it.
 
 Chance. Before every batch the generators are seeded with (seed, tick, rank), so a resumed run
-draws what the uninterrupted one would have drawn, and validation may draw what it likes.
+draws what the uninterrupted one would have drawn; before every validation with the same seed.
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ class Trainee(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(chance(self.seed, self.batches_seen, self.global_rank))
+
+    def on_validation_start(self) -> None:
+        # The same draws each time: numbers that may be compared, also where a run goes on with it.
+        torch.manual_seed(chance(0, self.global_rank))
 
     def on_validation_end(self) -> None:
         self.validated_at = self.batches_seen
