@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import nn
-from torch.utils.data import DataLoader
+from trainings import InMemory, Stopwatch
 
 from salon import run, stages
 from salon.callbacks.loggers import MetricsCsv
@@ -32,34 +32,10 @@ SHORT = "['budget.batches=2','budget.validate_every=2','gate=null']"
 WARM = 4  # batches that are not timed: operations are counted in the first
 
 
-class InMemory(LightningDataModule):
-    def __init__(self, batches: list[Batch]) -> None:
-        super().__init__()
-        self.given, self.batch_size = batches, len(batches[0].captions)
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(self.given, batch_size=None)  # type: ignore[arg-type]
-
-
-class Stopwatch(Callback):
-    """CPU seconds from the last batch that warms up to the last one."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.ends.append(time.process_time())
-
-    @property
-    def seconds(self) -> float:
-        timed = self.ends[WARM - 1 :]
-        return (timed[-1] - timed[0]) / (len(timed) - 1)
-
-
 def by_salon(cfg: DictConfig, model: Any, batches: list[Batch], folder: Path) -> float:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     callbacks, save = run.make_callbacks(cfg, folder)
-    logger, watch = MetricsCsv(folder=folder), Stopwatch()
+    logger, watch = MetricsCsv(folder=folder), Stopwatch(WARM)
     logger.clock = lambda: {"images_seen": model.images_seen, "batches": model.batches_seen}
     trainer = Trainer(
         **run.trainer_options(cfg, model), callbacks=[*callbacks, save, watch], logger=logger,

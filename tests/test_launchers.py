@@ -110,11 +110,9 @@ def test_ray(mini_root: Path, tmp_path: Path) -> None:
     check(tmp_path / "sweep", door(*pair("ray_local", mini_root, tmp_path / "sweep"), env=env))
 
 
-@pytest.mark.parametrize("name", sorted(doors.PLUGINS))
+@pytest.mark.parametrize("name", sorted(doors.EXTRAS))
 def test_a_missing_plugin_names_its_extra(name: str) -> None:
-    assert f"pip install -e '.[{doors.PLUGINS[name]}]'" in str(
-        doors._no_such_option(f"hydra/launcher/{name}")
-    )
+    assert f"pip install -e '.[{doors.EXTRAS[name]}]'" in str(doors._no_such_option(name))
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
