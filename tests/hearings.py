@@ -11,8 +11,8 @@ from conftest import ROOT
 
 ASKED = [
     "images=16", "splits=[test,heldout]", "sets=[seen,phrasings]", "open=[color]", "set_images=8",
-    "train_images=24", "price=null", "baselines=true", "label=tiny", "sweep={steps: [1,2]}",
-    "sweep_images=8", "wall=3", "sampling_batch=5", "batch_size=8",
+    "train_images=24", "price=null", "baselines=true", "label=tiny", "vary={steps: [1,2]}",
+    "vary_images=8", "wall=3", "sampling_batch=5", "batch_size=8",
 ]  # fmt: skip
 
 

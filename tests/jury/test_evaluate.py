@@ -61,7 +61,7 @@ def test_judging_changes_neither_the_checkpoint_nor_chance(
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    evaluate(asked(trained, tmp_path, "sweep=null", "open=[]", "sets=[]"))
+    evaluate(asked(trained, tmp_path, "vary=null", "open=[]", "sets=[]"))
     assert torch.equal(torch.rand(3), wanted)
     assert checkpoint.digest(trained) == before
 
@@ -93,7 +93,7 @@ def test_a_second_opinion_and_its_features(trained: Path, mini_root: Path, tmp_p
         )  # fmt: skip
         run.train(cfg, tmp_path / "reader")
     GlobalHydra.instance().clear()
-    less = ["sweep=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
+    less = ["vary=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
     given = [f"reader={tmp_path}/reader", "extractor=shapes", *less]
     told = evaluate(asked(trained, tmp_path / "out", *given))["test"]
     assert told["prompt_accuracy_lenient"].n == 16
@@ -148,7 +148,7 @@ def test_nothing_to_report_is_said(tmp_path: Path) -> None:
 
 
 def test_what_it_costs_is_in_the_record(trained: Path, tmp_path: Path) -> None:
-    few = ["sweep=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
+    few = ["vary=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
     grid = ["energy.intensity=363", "energy.grid=Germany 2024"]
     evaluate(asked(trained, tmp_path, "price={batch: 2, repeats: 1}", *few, *grid))
     cost = record.load(tmp_path / "record.json").cost

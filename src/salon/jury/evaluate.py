@@ -229,13 +229,13 @@ def swept(cfg: DictConfig, hearing: Hearing, data: Any, progress: Progress) -> t
     """The same checkpoint with each value of each setting that it has, the others as they are."""
     model, found = hearing.model, []
     before = dict(model.settings)
-    for key, values in to_plain(cfg.sweep or {}).items():
+    for key, values in to_plain(cfg.vary or {}).items():
         for value in values if key in before else ():
-            with task(progress, f"{key}={value}", cfg.sweep_images) as advance:
+            with task(progress, f"{key}={value}", cfg.vary_images) as advance:
                 try:
                     model.set_sampling(**{key: value})
                     sheet, _ = hearing.split(
-                        data, str(draw.as_list(cfg.splits)[0]), cfg.sweep_images, None, advance
+                        data, str(draw.as_list(cfg.splits)[0]), cfg.vary_images, None, advance
                     )
                     if ranks.first():
                         asked = price(model, sheet.captions, batch=1, repeats=3, meter="none")
