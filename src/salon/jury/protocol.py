@@ -113,6 +113,21 @@ def draw(
     return torch.cat(pieces)
 
 
+def judge(
+    model: TextToImage,
+    data: JuryData,
+    *,
+    split: str,
+    number: int,
+    batch_size: int,
+    make_distance: MakeDistance,
+) -> tuple[dict[str, float], Tensor, Exhibits]:
+    """The numbers, the images they are about, and what they were drawn for; seed i for prompt i."""
+    shown = exhibits(data, split, number)
+    images = draw(model, [prompt.caption for prompt in shown.prompts], batch_size=batch_size)
+    return verdict(images, shown, clip_of(model), make_distance), images, shown
+
+
 def clip_of(model: TextToImage) -> ClipTower:
     if not isinstance(model.text, ClipTower):
         raise ValueError(
