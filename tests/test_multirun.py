@@ -117,13 +117,13 @@ import runpy, signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 from salon.callbacks.cost import Cost
-before = Cost.on_train_batch_end
+before = Cost.on_train_batch_start
 def pause(self, trainer, module, *rest):
     before(self, trainer, module, *rest)
-    if module.batches_seen == 3 and module.seed == 1:
+    if module.batches_seen == 3 and module.seed == 1:  # between two batches
         Path(trainer.default_root_dir, "paused").touch()
         time.sleep(600)
-Cost.on_train_batch_end = pause
+Cost.on_train_batch_start = pause
 sys.argv = sys.argv[1:]
 sys.path.insert(0, ".")
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -149,11 +149,11 @@ def test_stopped_in_the_middle_it_tells_and_goes_on(
     finally:
         process.kill()
     assert process.returncode == 130, complaints[-3000:]
-    assert "stopped; go on with" in complaints
+    assert "stopped: saved after batch 3" in complaints
     assert outcomes(sweep) == {"seed-0": "finished", "seed-1": "interrupted", "seed-2": "not run"}
     assert "1 finished, 1 interrupted, 1 not run" in told
     command = json.loads((sweep / "jobs.json").read_text())["command"]
-    assert command in complaints
+    assert command in told
 
     done = in_shell(command)
     assert done.returncode == 0, done.stderr[-3000:]
