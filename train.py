@@ -1,22 +1,17 @@
 """Train a model, or one of its stages: python train.py --help"""
 
-from pathlib import Path
-
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from salon import benchmark, doors, run
+from salon import after, doors, run
+from salon.multirun import job, table
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    job = HydraConfig.get()
-    cfg = run.resumed(cfg, list(job.overrides.task))
-    return run.train(cfg, Path(job.runtime.output_dir))
+def main(cfg: DictConfig) -> run.Value:
+    return job.train(cfg)
 
 
 if __name__ == "__main__":
-    with doors.errors_for_people("; go on with resume=RUN_FOLDER"):
+    with doors.errors_for_people(table.go_on), after.concluded(), table.concluded():
         main()
-        benchmark.conclude()

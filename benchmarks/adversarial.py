@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from trainings import InMemory, Stopwatch
 
 from salon.config import build
 from salon.models.adversarial import Adversarial
@@ -38,29 +38,6 @@ class RandomText(TextTower):
         count = len(captions)
         mask = torch.ones(count, 1, dtype=torch.bool)
         return Text(torch.randn(count, 1, WIDTH), mask, torch.randn(count, WIDTH))
-
-
-class InMemory(LightningDataModule):
-    def __init__(self, batches: list[Batch]) -> None:
-        super().__init__()
-        self.given, self.batch_size = batches, len(batches[0].images)
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(self.given, batch_size=None)  # type: ignore[arg-type]
-
-
-class Stopwatch(Callback):
-    """CPU seconds from the first batch's end to the last one's."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.ends.append(time.process_time())
-
-    @property
-    def seconds(self) -> float:
-        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
 
 def in_lightning(model: Adversarial[Any], batches: list[Batch]) -> float:

@@ -12,7 +12,7 @@ from test_run import door
 JURY = nested(
     [
         "images=16", "splits=[test]", "sets=[seen]", "open=[]", "set_images=8", "train_images=24",
-        "price={batch: 2, repeats: 1}", "batch_size=8", "wall=2", "sweep={temperature: [0.5]}",
+        "price={batch: 2, repeats: 1}", "batch_size=8", "wall=2", "vary={temperature: [0.5]}",
     ]
 )  # fmt: skip
 

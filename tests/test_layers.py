@@ -20,6 +20,9 @@ ROOMS: dict[str, set[str]] = {
     "faults": set(),
     "slurm": set(),
     "digests": set(),
+    "ranks": set(),
+    "job": set(),
+    "after": set(),
     "shapes": set(),
     "nn": {"types"},
     "losses": {"types"},
@@ -29,43 +32,46 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"digests", "shapes", "text", "types"},
     "models": {"losses", "diffusion", "nn", "shapes", "text", "types"},
     "pictures": {"metrics"},
-    "jury": {"files", "metrics", "models", "shapes", "text", "types"},
-    "callbacks": {"files", "jury", "models", "metrics", "pictures", "slurm"},
-    "config": set(),
+    "versions": {"salon"},
+    "jury": {"files", "metrics", "models", "ranks", "shapes", "text", "types"},
+    "callbacks": {"files", "jury", "models", "metrics", "pictures", "ranks", "slurm", "versions"},
+    "config": {"job"},
     "checkpoint": {"config", "digests", "models"},
-    "stages": {"checkpoint", "config"},
+    "parallel": {"models"},
+    "stages": {"checkpoint", "config", "job", "parallel", "ranks"},
     "precompute": {"checkpoint", "data", "files", "models", "types"},
     "doors": {"config", "slurm"},
+    "checks": {"config", "models", "parallel"},
     "run": {
-        "callbacks",
-        "checkpoint",
-        "config",
-        "faults",
-        "files",
-        "models",
-        "precompute",
-        "stages",
+        "callbacks", "checkpoint", "checks", "config", "faults", "files", "models", "parallel",
+        "precompute", "ranks", "stages",
     },
+    "rank": set(),  # a door
+    "multirun": {"checkpoint", "checks", "config", "files", "run", "stages"},
+    "search": {"after", "callbacks", "checks", "config", "files", "jury", "run", "stages"},
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),
     "benchmark": set(),  # a door
-}
+}  # fmt: skip
 # Doors join everything, and nothing imports them.
 DOORS = {
-    "salon.benchmark", "salon.jury.evaluate", "salon.jury.publish", "salon.jury.__main__",
-    "salon.data.__main__",
+    "salon.benchmark", "salon.rank", "salon.jury.evaluate", "salon.jury.publish",
+    "salon.jury.__main__", "salon.data.__main__", "salon.search.__main__",
 }  # fmt: skip
 THIRD_PARTIES: dict[str, set[str]] = {
-    "hydra": {"doors", "stages"},
-    "omegaconf": {"config", "doors", "stages", "run", "draw"},
+    "hydra": {"doors", "job", "multirun", "search", "stages"},
+    "omegaconf": {
+        "checks", "config", "doors", "draw", "multirun", "parallel", "run", "search", "stages",
+    },
+    "optuna": {"callbacks", "search"},
     "wandb": {"callbacks"},
     "webdataset": {"data"},
     "open_clip": {"text", "metrics"},
     "torchmetrics": {"losses", "metrics"},
     "diffusers": set(),
     "transformers": set(),
-}
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

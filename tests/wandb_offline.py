@@ -33,6 +33,9 @@ class OfflineRun:
     steps: dict[str, str] = field(default_factory=dict)  # metric or pattern -> its x-axis
     # Name -> for each version, its files: the path in the artifact -> where it waits for upload.
     artifacts: dict[str, list[dict[str, Path]]] = field(default_factory=dict)
+    references: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # the same: its URI
+    aliases: dict[str, list[list[str]]] = field(default_factory=dict)  # of each version
+    used: set[str] = field(default_factory=set)  # artifacts that the run was made from
     types: dict[str, str] = field(default_factory=dict)  # of artifacts, by name
     metadata: dict[str, Any] = field(default_factory=dict)  # of their last versions
     files: list[str] = field(default_factory=list)  # inside folder/files
@@ -43,6 +46,9 @@ class OfflineRun:
     group: str = ""
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
+    notes: str = ""
+    sweep_id: str = ""
+    stats: list[dict[str, Any]] = field(default_factory=list)  # of the system
 
     def series(self, name: str, x: str = "images_seen") -> list[tuple[Any, Any]]:
         """(x, value) of each row that has the value; x is None where the row lacks it."""
@@ -87,6 +93,7 @@ def _take(run: OfflineRun, kind: str | None, record: Any) -> None:
         told = record.run
         run.run_id, run.name, run.project = told.run_id, told.display_name, told.project
         run.group, run.job_type, run.tags = told.run_group, told.job_type, list(told.tags)
+        run.notes, run.sweep_id = told.notes, told.sweep_id
         _update(run.config, told.config.update)
     elif kind == "config":
         _update(run.config, record.config.update)
@@ -100,11 +107,19 @@ def _take(run: OfflineRun, kind: str | None, record: Any) -> None:
     elif kind == "metric":
         run.steps[record.metric.name or record.metric.glob_name] = record.metric.step_metric
     elif kind == "artifact":
-        entries = record.artifact.manifest.contents
-        files = {entry.path: Path(entry.local_path) for entry in entries}
-        run.artifacts.setdefault(record.artifact.name, []).append(files)
-        run.types[record.artifact.name] = record.artifact.type
-        run.metadata[record.artifact.name] = json.loads(record.artifact.metadata or "{}")
+        told, name = record.artifact, record.artifact.name
+        entries = told.manifest.contents
+        files = {entry.path: Path(entry.local_path) for entry in entries if not entry.ref}
+        run.artifacts.setdefault(name, []).append(files)
+        references = {entry.path: entry.ref for entry in entries if entry.ref}
+        run.references.setdefault(name, []).append(references)
+        run.aliases.setdefault(name, []).append(sorted(told.aliases))
+        run.types[name] = told.type
+        run.metadata[name] = json.loads(told.metadata or "{}")
+        if told.use_after_commit:
+            run.used.add(name)
+    elif kind == "stats":
+        run.stats.append({item.key: json.loads(item.value_json) for item in record.stats.item})
     elif kind == "files":
         run.files.extend(item.path for item in record.files.files)
     elif kind == "exit":

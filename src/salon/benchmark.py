@@ -1,7 +1,6 @@
 """What follows a multirun that is a benchmark: every run before the jury, and one report.
 
-`hydra.callbacks.benchmark` of conf/benchmark/*.yaml says what is judged. Hydra takes an error in a
-callback for a warning, so the callback only remembers what is to be done, and the door does it.
+`hydra.callbacks.benchmark` of conf/benchmark/*.yaml says what is judged.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from hydra import compose, initialize_config_dir
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint, doors, stages
+from salon import after, checkpoint, doors, stages
 from salon.jury import compare, evaluate
+from salon.multirun import plan
 from salon.run import CONFIG
 
 log = logging.getLogger(__name__)
-_due: list[Benchmark] = []
 
 
 class Benchmark(Callback):
@@ -33,10 +32,10 @@ class Benchmark(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.folder = Path(config.hydra.sweep.dir)
         words = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
-        self.command = " ".join(["python train.py -m", *(w for w in words if "mode=" not in w)])
+        self.command = plan.command(["-m", *(w for w in words if "hydra.mode=" not in w)])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        _due.append(self)
+        after.due.append(lambda: print(f"report: {self.conclude()}"))
 
     def runs(self) -> list[Path]:
         """Those that are finished, of every label and seed."""
@@ -82,9 +81,3 @@ def tower_of(run: Path) -> Path:
     cfg = OmegaConf.load(run / CONFIG)
     given = Path(name)
     return given if given.exists() else Path(cfg.stages_dir) / name
-
-
-def conclude() -> None:
-    """What the benchmarks that were run leave to do; at the door, after Hydra."""
-    while _due:
-        print(f"report: {_due.pop().conclude()}")

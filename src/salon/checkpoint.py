@@ -25,6 +25,7 @@ from salon.models.base import Trainee
 
 VERSION = 1
 LAST = Path("checkpoints") / "last.ckpt"
+BEST = LAST.with_name("best.ckpt")  # of a run with callbacks.best
 
 
 def recipe(model: dict[str, Any], run: dict[str, Any], stages: dict[str, str]) -> dict[str, Any]:

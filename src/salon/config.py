@@ -15,6 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from salon import job
+
 # What a config may call: our own rooms, and the few names of others that conf/ uses. A checkpoint
 # may call fewer: only what a model is made of.
 MODEL_ROOMS = ("models", "nn", "text", "diffusion", "losses")
@@ -157,3 +159,6 @@ def flatten(node: Any, prefix: str = "") -> list[str]:
         child = node._get_node(key) if isinstance(node, DictConfig) else node[key]
         keys += flatten(child, f"{name}.")
     return keys
+
+
+OmegaConf.register_new_resolver("salon.job", job.job, replace=True)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
@@ -19,17 +19,28 @@ from salon import slurm
 from salon.config import flatten, unknown
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+# Choices that come with an extra of pyproject.toml.
+EXTRAS = {
+    "hydra/launcher/joblib": "launch",
+    "hydra/launcher/submitit_local": "launch",
+    "hydra/launcher/submitit_slurm": "launch",
+    "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "sweep",
+}
 
 
 @contextlib.contextmanager
-def errors_for_people(go_on: str = "") -> Iterator[None]:
-    """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1."""
+def errors_for_people(go_on: Callable[[], str] = str) -> Iterator[None]:
+    """At a door: a user's mistake is a message and exit code 2, a bug is a traceback and 1.
+
+    `go_on` gives the end of the message that the command was stopped.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # the exceptions themselves, instead of Hydra's short form
     try:
         with _stoppable(go_on):
             yield
     except KeyboardInterrupt:
-        print(f"\nstopped{go_on}", file=sys.stderr)
+        print(f"\nstopped{go_on()}", file=sys.stderr)
         sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explained(error)}", file=sys.stderr)
@@ -42,7 +53,7 @@ def errors_for_people(go_on: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stoppable(go_on: str) -> Iterator[None]:
+def _stoppable(go_on: Callable[[], str]) -> Iterator[None]:
     """SIGINT and SIGTERM end what runs at once, with exit codes 130 and 143.
 
     Lightning alone ends with 1 after the first, and after the second waits for the end of the
@@ -73,7 +84,7 @@ def _stoppable(go_on: str) -> Iterator[None]:
         code, why = 128 + came, "stopped" if came == signal.SIGINT else "terminated"
         if came == slurm.WARNING and slurm.inside():
             code, why = slurm.requeue()
-        print(f"\n{why}{go_on}", file=sys.stderr)
+        print(f"\n{why}{go_on()}", file=sys.stderr)
         raise SystemExit(code) from None
     finally:
         for number, handler in before.items():
@@ -100,7 +111,10 @@ def _explained(error: BaseException) -> str:
 
 def _no_such_option(missing: str) -> str | None:
     """The message for GROUP/OPTION, which conf/ does not have."""
-    group, _, option = missing.removesuffix(".yaml").partition("/")
+    missing = missing.removesuffix(".yaml")
+    if extra := EXTRAS.get(missing):
+        return f"{missing} is a plugin of Hydra's, not installed: pip install -e '.[{extra}]'"
+    group, _, option = (missing.rpartition if "hydra/" in missing else missing.partition)("/")
     folder = CONF / group
     names = sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))
     if not names:

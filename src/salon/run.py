@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,47 +22,95 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint, faults, files, precompute, stages
+from salon import checkpoint, checks, faults, files, parallel, precompute, ranks, stages
+from salon.callbacks import artifacts, wandb_run
 from salon.callbacks.budget import Budget
 from salon.callbacks.cost import Cost
-from salon.callbacks.loggers import MetricsCsv, Rewind, WandbOnClock, logged_in
+from salon.callbacks.loggers import MetricsCsv, Rewind
 from salon.callbacks.save import SaveLast
-from salon.config import MODEL_ROOMS, TARGET, build, to_plain, unknown
+from salon.callbacks.wandb_run import WandbOnClock
+from salon.config import MODEL_ROOMS, TARGET, build, to_plain
 from salon.models.base import Trainee, chance
 
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
+RANKS = Path("ranks") / "config.yaml"  # what the processes of a run are told, beside their logs
+Value = float | tuple[float, ...] | None  # of the objective, or of several
 
 
-def train(cfg: DictConfig, folder: Path) -> float | None:
+def train(cfg: DictConfig, folder: Path) -> Value:
     """Train what `cfg` describes, with its stages, into `folder`; returns the objective's value.
 
     Raises ValueError for what a user can mend; the message says how.
     """
-    check(cfg)
-    writable(folder)
+    checks.check(cfg)
     if finished(cfg, folder):
         log.info("%s is finished; nothing is left to train", folder)
-        return objective(cfg, json.loads((folder / stages.SUMMARY).read_text()))
+        return objective(cfg, summary_of(folder))
+    wanted, there = parallel.ranks(cfg.trainer), ranks.declared()[1]
+    if wanted == there:
+        with ranks.together(parallel.backend(cfg.trainer)):
+            return _train(cfg, folder)
+    if there > 1:
+        raise ValueError(
+            f"{there} processes were started, and trainer.devices x trainer.num_nodes is {wanted}; "
+            "one process for each device, or one alone, which starts the others"
+        )
+    return launch(cfg, folder, wanted)
+
+
+def launch(cfg: DictConfig, folder: Path, number: int) -> Value:
+    """The same by several processes of this machine, which have to find all stages trained.
+
+    What they are told is this run's config and not the command line: in a multirun that would be
+    the whole multirun again.
+    """
+    if cfg.trainer.get("num_nodes", 1) > 1:
+        raise ValueError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: start this command on every node, once "
+            "for each device, with srun or torchrun (docs/scale.md)"
+        )
+    checks.writable(folder)
     data = build(cfg.data, "data")
     data.prepare_data()
-    resume = find_resume(cfg, folder)
+    if find_resume(cfg, folder) is None:
+        ready = stages.parts(cfg, data.identity, train)
+        # What the model refuses is better said once, and here.
+        trainer_options(cfg, make_model(cfg, ready, data.identity))
+    (folder / RANKS).parent.mkdir(exist_ok=True)
+    OmegaConf.save(cfg, folder / RANKS, resolve=True)
+    log.info("%d processes train in %s", number, folder)
+    ranks.launch(ranks.module("salon.rank", str(folder)), number, (folder / RANKS).parent)
+    return objective(cfg, summary_of(folder))
+
+
+def _train(cfg: DictConfig, folder: Path) -> Value:
+    if ranks.first():
+        checks.writable(folder)
+    data = build(cfg.data, "data")
+    data.prepare_data()
+    resume = ranks.agreed(find_resume(cfg, folder))
     if resume is None:
+        if ranks.first():  # of what was trained here before
+            (folder / checkpoint.BEST).unlink(missing_ok=True)
         model = make_model(cfg, stages.parts(cfg, data.identity, train), data.identity)
     else:
         model = remake_model(cfg, resume, data.identity)
-    check_shapes(data, model)
+    checks.check_shapes(data, model)
     if data.precomputed:
         data.use_precomputed(precompute.identities(model))
-    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    if ranks.first():
+        OmegaConf.save(cfg, folder / CONFIG, resolve=True)
     callbacks, save = make_callbacks(cfg, folder)
-    loggers = make_loggers(cfg, folder)
+    used = stages.checkpoints(model.recipe["stages"], Path(cfg.stages_dir))
+    loggers = make_loggers(cfg, folder, resumes=resume is not None)
     failed = True
     # Lightning's own lines about devices and products; its warnings still come through.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
+        artifacts.begin(loggers, data, used)
         trainer = Trainer(
-            **model.own_options(to_plain(cfg.trainer)),
+            **trainer_options(cfg, model),
             callbacks=[*callbacks, save],
             logger=loggers,
             default_root_dir=folder,
@@ -84,69 +133,25 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
             if model.validated_at != model.batches_seen:
                 trainer.validate(model, datamodule=data, verbose=False)
         summary = conclude(cfg, folder, model, data, trainer, loggers)
+        artifacts.end(
+            loggers, [*callbacks, save], {k: summary[k] for k in ("images_seen", "metrics")}
+        )
         failed = False
     finally:
         for logger in loggers:
             if isinstance(logger, WandbOnClock):
                 logger.close(failed=failed)
+                wandb_run.say_how_to_upload(logger, used.values())
     return objective(cfg, summary)
 
 
 # -- the parts, in the order in which `train` asks for them ----------------------------------------
 
 
-def check(cfg: DictConfig) -> None:
-    """Catch typos in files, which Hydra takes for new keys; it catches the command line's."""
-    for key in cfg:
-        if key not in TOP_LEVEL:
-            raise ValueError(unknown(str(key), sorted(TOP_LEVEL)))
-    for key in ("validate_every", "checkpoint_every"):
-        value = cfg.budget[key]
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"budget.{key}={value}; expected a number of batches, at least 1")
-    limits = {key: cfg.budget.get(key) for key in LIMITS}
-    for key, value in limits.items():
-        whole = key in ("batches", "images")
-        kind = int if whole else (int, float)
-        if value is not None and (not isinstance(value, kind) or value <= 0):
-            raise ValueError(
-                f"budget.{key}={value}; expected null or a {'whole ' * whole}number above 0"
-            )
-    if set(limits.values()) == {None}:
-        raise ValueError(
-            f"budget: nothing ends this run; set one of {', '.join(f'budget.{k}' for k in LIMITS)}"
-        )
-    if cfg.trainer.get("devices", 1) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
-        raise ValueError(
-            f"trainer.devices={cfg.trainer.get('devices')}: one device for now; several wait for "
-            "stages and loggers that know of ranks. Say trainer.devices=1"
-        )
-    for key in cfg.budget:
-        if key not in BUDGET:
-            raise ValueError(unknown(f"budget.{key}", [f"budget.{name}" for name in BUDGET]))
-
-
 # What decides the numbers that a run ends with.
 DECISIVE = ("model", "data", "batch_size", "budget", "seed", "callbacks", "metrics")
-LIMITS = ("batches", "images", "seconds", "flops")  # of a budget; the first ends the run
-BUDGET = (*LIMITS, "validate_every", "checkpoint_every")
+SAVE_BEST = "salon.callbacks.best.SaveBest"
 NEVER = 2**40  # batches of a run that seconds or operations end
-TOP_LEVEL = {
-    "seed", "resume", "stages_dir", "job_type", "batch_size", "budget", "gate", "objective",
-    "data", "text", "trainer", "callbacks", "logger", "metrics", "model", "experiment",
-}  # fmt: skip
-
-
-def writable(folder: Path) -> None:
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"the run folder {str(folder)!r} cannot be written ({error}). Name another: "
-            "hydra.run.dir=FOLDER"
-        ) from error
 
 
 def make_model(cfg: DictConfig, ready: dict[str, stages.Part], identity: str) -> Trainee:
@@ -187,23 +192,6 @@ def remake_model(cfg: DictConfig, file: Path, identity: str) -> Trainee:
     return model
 
 
-def check_shapes(data: Any, model: Trainee) -> None:
-    """Raises ValueError where the model cannot train on what data.buckets makes."""
-    if data.buckets and model.stride is None:
-        raise ValueError(
-            f"data.buckets.step is set, and {type(model).__name__} trains on squares only; "
-            "of the families, latent_diffusion and its autoencoder take other shapes. Say "
-            "data.buckets.step=null"
-        )
-    for size in data.buckets:
-        if any(side % model.stride for side in size):
-            raise ValueError(
-                f"data.buckets.step: this model's pictures need sides that divide by "
-                f"{model.stride}, and one bucket is {size[0]}x{size[1]}. Set data.buckets.step to "
-                f"a multiple of {model.stride}"
-            )
-
-
 def make_callbacks(cfg: DictConfig, folder: Path) -> tuple[list[Callback], SaveLast]:
     """And the one that stands last, so that what the others have to save is up to date."""
     go_on = f"python train.py resume={folder}"
@@ -218,7 +206,7 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> tuple[list[Callback], SaveL
     made = [
         build(node, f"callbacks.{name}", **places.get(str(name), {}))
         for name, node in cfg.callbacks.items()
-        if node is not None
+        if node is not None and name != "best"
     ]
     seconds, flops = cfg.budget.get("seconds"), cfg.budget.get("flops")
     if seconds is not None or flops is not None:
@@ -229,26 +217,44 @@ def make_callbacks(cfg: DictConfig, folder: Path) -> tuple[list[Callback], SaveL
                 "leave callbacks.cost as it is"
             )
         made.append(Budget(costs[0], seconds=seconds, flops=flops))
+    if (node := cfg.callbacks.get("best")) is not None:
+        place = {"path": folder / checkpoint.BEST, "objective": cfg.objective}
+        wanted = {TARGET: SAVE_BEST, "metric": None, "direction": None, **to_plain(node)}
+        made.append(build(wanted, "callbacks.best", **place))
     save = SaveLast(path=folder / checkpoint.LAST, every=cfg.budget.checkpoint_every, go_on=go_on)
     return [Rewind(), *made], save
+
+
+def trainer_options(cfg: DictConfig, model: Trainee) -> dict[str, Any]:
+    """The Trainer's, after the model is made ready for ours."""
+    options = model.own_options(to_plain(cfg.trainer))
+    stage = cfg.job_type == "stage"
+    parallel.make_ready(model, options, stage=stage)
+    given = {key: value for key, value in options.items() if key not in parallel.OWN}
+    return {
+        **given,
+        "devices": parallel.devices(options),
+        "strategy": parallel.strategy(options, model, stage=stage),
+    }
 
 
 def batches_of(cfg: DictConfig) -> int:
     """At which batch the budget ends, as far as batches and images say."""
     batches, images = cfg.budget.batches, cfg.budget.get("images")
-    by_images = NEVER if images is None else -(-images // cfg.batch_size)
+    a_batch = cfg.batch_size * parallel.ranks(cfg.trainer)
+    by_images = NEVER if images is None else -(-images // a_batch)
     return min(NEVER if batches is None else batches, by_images)
 
 
-def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+def make_loggers(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> list[Logger]:
     loggers: list[Logger] = [MetricsCsv(folder=folder)]
-    if cfg.logger.get(TARGET):
-        loggers.append(
-            build(cfg.logger, "logger", folder=folder, job_type=cfg.job_type, config=to_plain(cfg))
-        )
-        if loggers[-1].experiment.offline and cfg.job_type == "train":  # type: ignore[attr-defined]
-            why = "" if logged_in() else " (nobody is logged in)"
-            log.info("W&B: offline%s; upload later: wandb sync %s/wandb/offline-run-*", why, folder)
+    if cfg.logger.get(TARGET) and ranks.first():
+        # W&B keeps paths as they are given, and a sync may start anywhere.
+        place = folder.absolute()
+        opening = wandb_run.Opening(place, cfg.job_type, to_plain(cfg), resumes, strict=False)
+        logger: WandbOnClock = build(cfg.logger, "logger", opening=opening)
+        wandb_run.say_how_to_upload(logger)
+        loggers.append(logger)
     return loggers
 
 
@@ -303,15 +309,20 @@ def conclude(
     """Pass the gate, write summary.json; it marks a run as finished."""
     model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    remarks: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "report"):
             metrics |= callback.report(trainer, model)
+        if hasattr(callback, "remarks"):
+            remarks |= callback.remarks(trainer)
     summary: dict[str, Any] = {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "batches": model.batches_seen,
         "images_seen": model.images_seen,
         "data": data.identity,
         "metrics": metrics,
+        "pruned": any(getattr(one, "pruned", False) for one in trainer.callbacks),  # type: ignore[attr-defined]
+        **remarks,
     }
     summary["stages"] = stages.costs(model.recipe["stages"], Path(cfg.stages_dir))
     gate = build(cfg.gate, "gate")(module=model.eval(), data=data) if cfg.gate else None
@@ -322,19 +333,33 @@ def conclude(
             logger.log_metrics({"gate": gate.value})
     for logger in loggers:
         logger.finalize("success")
-    files.write(folder / stages.SUMMARY, json.dumps(summary, indent=2))
+    if ranks.first():
+        files.write(folder / stages.SUMMARY, json.dumps(summary, indent=2))
     return summary
 
 
-def objective(cfg: DictConfig, summary: dict[str, Any]) -> float | None:
-    if cfg.objective is None:
-        return None
-    if cfg.objective not in summary["metrics"]:
+def summary_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / stages.SUMMARY).read_text())
+    return found
+
+
+def objective(cfg: DictConfig, summary: dict[str, Any]) -> Value:
+    values = tuple(measured(name, summary["metrics"]) for name in checks.listed(cfg.objective))
+    return values[0] if isinstance(cfg.objective, str) else values or None
+
+
+def measured(name: str, metrics: dict[str, float]) -> float:
+    """Raises ValueError for what no search can compare."""
+    if name not in metrics:
         raise ValueError(
-            f"objective={cfg.objective!r} was not measured; this run measured "
-            f"{', '.join(sorted(summary['metrics']))}"
+            f"objective={name!r} was not measured; this run measured {', '.join(sorted(metrics))}"
         )
-    return float(summary["metrics"][cfg.objective])
+    if not math.isfinite(metrics[name]):
+        raise ValueError(
+            f"objective={name!r} is {metrics[name]}: this run diverged; a smaller "
+            "model.optimizer.lr may mend it"
+        )
+    return float(metrics[name])
 
 
 # -- around a run ----------------------------------------------------------------------------------
@@ -370,6 +395,8 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 def _run_dir(resume: str | None, model: str) -> str:
     if resume not in (None, "auto"):
         return str(resume)
+    if ranks.declared()[1] > 1:
+        raise ValueError("several processes need one folder; name it: hydra.run.dir=runs/NAME")
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
     return f"runs/{now}_{model.replace('/', '-')}"
 

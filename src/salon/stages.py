@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from filelock import FileLock
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from salon import checkpoint
+from salon import checkpoint, job, parallel, ranks
 from salon.config import STAGE, to_plain
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ def place(
         "data": [identity, stage.data.lanes, stage.data.window],
         "trainer": [stage.trainer[key] for key in NUMERICS],
     }
+    if (several := parallel.ranks(stage.trainer)) > 1:
+        told["ranks"] = several
     if below := names(stage, identity, (*above, node[STAGE])):  # what this stage stands on
         told["stages"] = below
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
@@ -129,9 +132,21 @@ def costs(names: Mapping[str, str], root: Path) -> dict[str, dict[str, Any]]:
         found[name] = {
             "seconds": metrics.get("cost/seconds"),
             "flops": metrics.get("cost/train_flops"),
+            "energy_wh": metrics.get("cost/energy_wh"),
             "images": told["images_seen"],
         }
         found |= told.get("stages", {})
+    return found
+
+
+def checkpoints(names: Mapping[str, str], root: Path) -> dict[str, Path]:
+    """The stages' checkpoints, as far as they are there."""
+    found = {}
+    for key, name in names.items():
+        place = root / name if (root / name).exists() else Path(name)
+        file = place / checkpoint.LAST if place.is_dir() else place
+        if file.is_file():
+            found[key] = file
     return found
 
 
@@ -140,8 +155,10 @@ def _ready(cfg: DictConfig, node: DictConfig, identity: str, train: TrainRun) ->
     root = folder.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{folder.name}.lock"):
-            if (folder / SUMMARY).is_file():
+        # One rank holds the lock for all; the others wait for what it finds.
+        lock = FileLock(root / f".{folder.name}.lock") if ranks.first() else nullcontext()
+        with lock:
+            if ranks.agreed((folder / SUMMARY).is_file()):
                 log.info("stage %s: found in %s", node[STAGE], folder)
             else:
                 log.info("stage %s: trained now, in %s", node[STAGE], folder)
@@ -169,6 +186,9 @@ def composed(cfg: DictConfig, name: str, overrides: list[str]) -> DictConfig:
         stage.data.buckets.step = None
         stage.data.precomputed = False
     stage.job_type = "stage"
+    if stage.logger.get("job") is not None:  # what the logger tells of a run is told of this one
+        stage.logger.job = job.of_stage(to_plain(cfg.logger.job), name, overrides)
+        stage.logger.name = None
     stage.resume = "auto"
     return stage
 

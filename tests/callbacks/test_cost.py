@@ -39,6 +39,57 @@ def test_frozen_parameters_are_told_apart() -> None:
     assert last["cost/parameters"] - last["cost/trained_parameters"] == frozen > 0
 
 
+def test_parts_add_up(tmp_path: Path) -> None:
+    """Also over a resumption."""
+    path = tmp_path / "last.ckpt"
+
+    class Lazy(toy.Toy):
+        period = 4
+
+    rows = toy.Rows()
+    toy.fit(Lazy(text=toy.clip()), [Cost(), SaveLast(path=path, every=2)], batches=2)
+    toy.fit(
+        Lazy(text=toy.clip()), [Cost(), SaveLast(path=path, every=8)], batches=8, resume=path,
+        loggers=[rows],
+    )  # fmt: skip
+    last = rows.having("cost/seconds")[-1]
+    images = 8 * toy.BATCH
+    assert last["cost/train_flops/painter"] == 2 * 2 * PIXELS * PIXELS * images
+    assert last["cost/train_flops/judge"] == 2 * 2 * PIXELS * images
+    assert last["cost/train_flops"] == 2 * (2 * PIXELS * PIXELS + 2 * PIXELS) * images
+    assert "cost/train_flops/text" not in last, "it was not asked"
+    for key in ("cost/parameters", "cost/trained_parameters"):
+        parts = {k.rpartition("/")[2]: n for k, n in last.items() if k.startswith(f"{key}/")}
+        assert sum(parts.values()) == last[key]
+        assert parts["painter"] == PIXELS * (PIXELS + 1) + 2 * PIXELS
+        assert ("text" in parts) is (key == "cost/parameters")
+
+
+def test_an_older_checkpoint_has_operations_in_one_sum() -> None:
+    first = Cost()
+    model = toy.Toy()
+    trainer = toy.fit(model, [first])
+    state = first.state_dict()
+    del state["by_part"]
+    second = Cost()
+    second.load_state_dict(state)
+    second.sample_flops_per_image = first.sample_flops_per_image
+    one, other = (callback.report(trainer, model) for callback in (first, second))
+    apart = {key for key in one if key.startswith("cost/train_flops/")}
+    assert apart
+    assert {key: n for key, n in one.items() if key not in apart} == other
+
+
+def test_telling_parts_apart_changes_no_weight() -> None:
+    found = []
+    for callbacks in ([], [Cost()]):
+        model = toy.Toy()
+        toy.fit(model, callbacks)
+        found.append(model.state_dict())
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
 def test_only_training_takes_time(watch: toy.Watch) -> None:
     rows, callback = toy.Rows(), Cost()
     toy.fit(watch.model(), [callback], batches=6, loggers=[rows])

@@ -61,13 +61,12 @@ def test_the_header_grows_and_gaps_stay_empty(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(tmp_path: Path) -> None:
-    """It is killed at 7, and goes on from the checkpoint of 4."""
-    four = tmp_path / "four.ckpt"
+    """It is killed at 7, and goes on from a checkpoint of 4."""
 
     class Killed(toy.Toy):
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
             if batch_idx == 4:
-                shutil.copy(tmp_path / "last.ckpt", four)
+                shutil.copy(tmp_path / "last.ckpt", tmp_path / "four.ckpt")
             if batch_idx == 7:
                 raise KeyboardInterrupt
             return super().training_step(batch, batch_idx)
@@ -76,7 +75,7 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(tmp_path: Path) -> No
         run(tmp_path, model=Killed(), batches=8)
     before = rows(tmp_path / "metrics.csv")
     assert [row["batches"] for row in before] == ["2", "4", "6"]
-    run(tmp_path, batches=8, validate_every=4, resume=four)
+    run(tmp_path, batches=8, validate_every=4, resume=tmp_path / "four.ckpt")
     after = rows(tmp_path / "metrics.csv")
     assert [row["batches"] for row in after] == ["2", "4", "8"]
     assert after[0] == before[0]

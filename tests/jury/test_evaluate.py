@@ -10,42 +10,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
 
 from conftest import ROOT
+from hearings import asked
 from salon import checkpoint, run
 from salon.jury import compare, record
 from salon.jury.evaluate import evaluate
-
-ASKED = [
-    "images=16", "splits=[test,heldout]", "sets=[seen,phrasings]", "open=[color]", "set_images=8",
-    "train_images=24", "price=null", "baselines=true", "label=tiny", "sweep={steps: [1,2]}",
-    "sweep_images=8", "wall=3", "sampling_batch=5", "batch_size=8",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(mini_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import mini_overrides
-
-    folder = tmp_path_factory.mktemp("heard")
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        run.train(compose("train", mini_overrides("latent_diffusion/tiny", mini_root)), folder)
-    GlobalHydra.instance().clear()
-    return folder
-
-
-def asked(trained: Path, out: Path, *more: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("evaluate", [f"checkpoint={trained}", *ASKED, f"out={out}", *more])
-
-
-@pytest.fixture(scope="module")
-def heard(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("jury")
-    evaluate(asked(trained, out))
-    return out
 
 
 def test_a_record_holds_what_was_asked_for(heard: Path, trained: Path) -> None:
@@ -91,7 +61,7 @@ def test_judging_changes_neither_the_checkpoint_nor_chance(
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    evaluate(asked(trained, tmp_path, "sweep=null", "open=[]", "sets=[]"))
+    evaluate(asked(trained, tmp_path, "vary=null", "open=[]", "sets=[]"))
     assert torch.equal(torch.rand(3), wanted)
     assert checkpoint.digest(trained) == before
 
@@ -123,7 +93,7 @@ def test_a_second_opinion_and_its_features(trained: Path, mini_root: Path, tmp_p
         )  # fmt: skip
         run.train(cfg, tmp_path / "reader")
     GlobalHydra.instance().clear()
-    less = ["sweep=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
+    less = ["vary=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
     given = [f"reader={tmp_path}/reader", "extractor=shapes", *less]
     told = evaluate(asked(trained, tmp_path / "out", *given))["test"]
     assert told["prompt_accuracy_lenient"].n == 16
@@ -175,3 +145,21 @@ def test_mistakes_are_named(trained: Path, tmp_path: Path, change: str, said: st
 def test_nothing_to_report_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no record\.json.*salon\.jury evaluate"):
         compare.found_in([str(tmp_path)])
+
+
+def test_what_it_costs_is_in_the_record(trained: Path, tmp_path: Path) -> None:
+    few = ["vary=null", "open=[]", "sets=[]", "baselines=false", "splits=[test]"]
+    grid = ["energy.intensity=363", "energy.grid=Germany 2024"]
+    evaluate(asked(trained, tmp_path, "price={batch: 2, repeats: 1}", *few, *grid))
+    cost = record.load(tmp_path / "record.json").cost
+    assert cost is not None
+    assert cost.flops is not None
+    assert cost.parameters is not None
+    assert set(cost.flops) == {"unet", "autoencoder", "text", "stages"}
+    assert set(cost.parameters) == {"unet"}, "the others are trained as stages"
+    assert (cost.sample_parameters or 0) > cost.parameters["unet"]
+    assert (cost.energy_wh, cost.sample_wh, cost.sample_co2e_g) == (None, None, None)
+    with pytest.raises(ValueError, match="need both"):
+        evaluate(asked(trained, tmp_path, *grid[:1]))
+    with pytest.raises(ValueError, match=r"energy\.meter='watts'"):
+        evaluate(asked(trained, tmp_path, "energy.meter=watts"))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import ROOT
 from made_up import benchmark, run
 from salon.jury.charts import DASHES, Look, axis
 from salon.jury.page import files
@@ -27,9 +28,10 @@ VOID = {"br", "img", "input", "link", "meta", "wbr"}
 PARTS = ("metrics", "wall", "curve", "sweep", "cost", "copies", "bias", "hits")
 COMMAND = "python -m salon.jury report <runs> & more"
 COMMANDS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "chrome")
+INSTALLED = ROOT / ".venv" / "browser" / "chromium"
 HOW = (
-    "no browser: pip install playwright, then playwright install chromium, or name the program of "
-    "an installed Chromium in CHROMIUM=FILE"
+    "no browser: .ci/browser installs one (from npm, or Playwright's), or name the program of an "
+    "installed Chromium in CHROMIUM=FILE"
 )
 
 
@@ -256,10 +258,14 @@ def test_colors_can_be_told_apart_and_read(colors: dict[str, str]) -> None:
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason=HOW)
     named = os.environ.get("CHROMIUM")
-    program = named or next(filter(None, map(shutil.which, COMMANDS)), None)
+    program = named or next(filter(None, map(shutil.which, [*COMMANDS, str(INSTALLED)])), None)
+    # What is installed brings libraries that a bare system lacks.
+    libraries = (
+        {"LD_LIBRARY_PATH": str(INSTALLED.parent / "lib")} if program == str(INSTALLED) else {}
+    )
     with api.sync_playwright() as play:
         try:
-            started = play.chromium.launch(executable_path=program)
+            started = play.chromium.launch(executable_path=program, env={**os.environ, **libraries})
         except api.Error as error:
             if named:
                 raise

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import metered
 import toy
 from salon.jury import price as module
 from salon.jury.price import price
-from salon.metrics import energy
-from salon.metrics.energy import Meter
+from salon.metrics.energy import Grid, Meter
 
 PIXELS = 3 * toy.SIDE**2
 
@@ -67,29 +66,10 @@ def test_too_few_captions_are_said() -> None:
         price(toy.Toy(), toy.CAPTIONS, batch=5, repeats=1)
 
 
-def test_a_counter_is_read_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    millijoules = iter([0, 7_000, 19_500])
-
-    class Failed(Exception):
-        pass
-
-    fake: Any = SimpleNamespace(
-        NVMLError=Failed, nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
-        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules),
-    )  # fmt: skip
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", fake)
-    monkeypatch.setattr(energy.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab-1")
-    )
-    with Meter(torch.device("cuda")) as meter:
-        assert meter.joules is None
-    assert meter.joules == 12.5
-
-    def broken(handle: str) -> int:
-        raise Failed("not supported")
-
-    fake.nvmlDeviceGetTotalEnergyConsumption = broken
-    with Meter(torch.device("cuda")) as meter:
-        pass
-    assert meter.joules is None
+def test_energy_goes_by_its_meter_and_its_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    metered.board(monkeypatch, step=30_000)  # of each reading, in millijoules
+    monkeypatch.setattr(toy.Toy, "device", torch.device("cpu"))
+    monkeypatch.setattr(module, "Meter", lambda device, meter: Meter(torch.device("cuda"), meter))
+    told = price(toy.Toy(), toy.CAPTIONS, batch=2, repeats=1, meter="nvml", grid=Grid("Here", 360))
+    assert told.joules_per_image == 30 / (2 * 3)  # two calls of two pictures are not timed
+    assert (told.meter, told.grid) == ("nvml", Grid("Here", 360))

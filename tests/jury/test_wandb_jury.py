@@ -20,8 +20,10 @@ from PIL import Image
 import wandb_offline
 from conftest import ROOT, mini_overrides
 from salon import checkpoint, run
-from salon.callbacks import evaluation_log, loggers
+from salon.callbacks import evaluation_log, wandb_run
 from salon.callbacks.evaluation_log import Shown, Source
+from salon.callbacks.wandb_run import Opening, WandbOnClock
+from salon.job import NOTHING
 from salon.jury import __main__ as door
 from salon.jury import compare, record
 from salon.jury.evaluate import evaluate
@@ -50,7 +52,7 @@ def home(offline_wandb: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         monkeypatch.delenv(name, raising=False)
     yield home
     assert not [path for path in home.rglob("*") if "wandb" in str(path)]
-    assert not set(os.environ) & set(loggers.HOMES)
+    assert not set(os.environ) & set(wandb_run.HOMES)
     assert wandb.run is None
 
 
@@ -89,10 +91,11 @@ def only(folder: Path) -> OfflineRun:
     return found
 
 
-def wandb_run(folder: Path) -> loggers.WandbOnClock:
-    return loggers.wandb_logger(
-        folder=folder, project="p", entity=None, group=None, name=None, tags=(),
-        job_type="evaluate", mode="offline", config={},
+def opened(folder: Path) -> WandbOnClock:
+    return wandb_run.wandb_logger(
+        project="p", entity=None, group=None, name=None, tags=(), notes=None, mode="offline",
+        artifacts="references", settings={}, job=NOTHING,
+        opening=Opening(folder, "evaluate", {}, resumes=False, strict=True),
     )  # fmt: skip
 
 
@@ -249,7 +252,7 @@ def test_a_failing_wandb_loses_nothing(
         monkeypatch.setattr(wandb, "Table", broken)
     if how == "open":
         (tmp_path / "theirs").mkdir()
-        theirs = wandb_run(tmp_path / "theirs")
+        theirs = opened(tmp_path / "theirs")
         written.clear()
     told = evaluate(asked(trained, f"out={out}", "splits=[test]", "sets=[]", "logger=wandb"))
     said = {
@@ -348,17 +351,20 @@ def test_a_panel_that_is_exact_in_part_is_a_table(home: Path, tmp_path: Path) ->
     one = Record("x", "GAN", 0, "last", {}, {}, {"test": {"fd": Number(2.0)}})
 
     source = Source(tmp_path / "x.ckpt", "0" * 64, None)
+    source.path.write_bytes(b"weights")
 
-    def fill(logger: loggers.WandbOnClock) -> None:
+    def fill(logger: WandbOnClock) -> None:
         evaluation_log.log_evaluation(logger, one, shown, source)
 
-    line = evaluation_log.keep(lambda: wandb_run(tmp_path), fill)
+    line = evaluation_log.keep(lambda: opened(tmp_path), fill)
     told = only(tmp_path)
     assert line.endswith(f"wandb sync {told.folder}")
     rows = table_of(told, "tables/panel")["data"]
     assert [row[4] for row in rows] == [None, "nothing on white"]
     assert told.summary["test/fd"] == 2
     assert "images_seen" not in told.summary, "not known, which is not 0"
+    name = "checkpoint-" + "0" * 10
+    assert (told.used, told.references[name]) == ({name}, [{"x.ckpt": source.path.as_uri()}])
 
 
 # -- a report --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from salon.models.base import TextToImage
 
@@ -26,15 +27,17 @@ class EMA(Callback):
         self.decay, self.updates = decay, 0
         self.average: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
+        self._trained: list[Tensor] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, TextToImage):
             return
         state = pl_module.averaged.state_dict()
         if not self.average:
             # In float32: at a decay of 0.9999 an update is below bfloat16's last digit.
             self.average = {k: v.detach().clone().float() for k, v in state.items() if _floats(v)}
-        self.average = {k: v.to(state[k].device) for k, v in self.average.items()}
+        self.average = {k: placed(v, state[k]) for k, v in self.average.items()}
+        self._trained = [state[k] for k in self.average]  # which share the weights' memory
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -42,10 +45,8 @@ class EMA(Callback):
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        state = pl_module.averaged.state_dict()
-        averages = list(self.average.values())
-        current = [state[name].float() for name in self.average]
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        current = [weight.float() for weight in self._trained]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     # -- validation sees the average ----------------------------------------------------------
 
@@ -75,7 +76,7 @@ class EMA(Callback):
     ) -> None:
         assert not self._raw, "a checkpoint is never written while validation holds the average"
         if self.average:
-            checkpoint["ema"] = {"average": self.average, "updates": self.updates}
+            checkpoint["ema"] = {"average": whole(self.average), "updates": self.updates}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -83,6 +84,19 @@ class EMA(Callback):
         if "ema" in checkpoint:
             self.updates = checkpoint["ema"]["updates"]
             self.average = {k: v.clone() for k, v in checkpoint["ema"]["average"].items()}
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """On the device, and in the shards, of another tensor."""
+    value = value.to(like.device)
+    if isinstance(like, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value, like.device_mesh, like.placements)
+    return value
+
+
+def whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor assembled from its shards; all ranks have to ask."""
+    return {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}
 
 
 def _floats(value: Tensor) -> bool:

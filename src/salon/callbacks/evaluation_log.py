@@ -15,7 +15,9 @@ import wandb
 from PIL.Image import Image
 
 from salon import pictures
-from salon.callbacks.loggers import WandbOnClock, logged_in
+from salon.callbacks import artifacts
+from salon.callbacks.artifacts import Weights
+from salon.callbacks.wandb_run import WandbOnClock, kept_id, logged_in
 from salon.jury.hearing import Sheet
 from salon.jury.record import Number, Record
 from salon.jury.report import collect, seeds_of, summary
@@ -81,13 +83,13 @@ def _became(run: Any) -> str:
 
 
 def training_run(folder: Path) -> str | None:
-    """The id of the W&B run that was last begun in a run folder."""
+    """The id of the W&B run that trained in a run folder: as kept there, or the last begun."""
     found = [
         (match[1], path.stat().st_mtime_ns, match[2])
         for path in folder.glob("wandb/*")
         if (match := RUN.fullmatch(path.name))
     ]
-    return max(found)[2] if found else None
+    return kept_id(folder) or (max(found)[2] if found else None)
 
 
 def config_of(record: Record, source: Source, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +101,11 @@ def config_of(record: Record, source: Source, asked: Mapping[str, Any]) -> dict[
         "protocol": dict(record.protocol),
         "settings": dict(record.settings),
         "checkpoint": {**source._asdict(), "path": str(source.path.absolute())},
+        "lineage": {
+            "data": {"identity": record.protocol.get("data")},
+            "stages": {},  # the training run's config tells them
+            "checkpoint": Weights(source.path, source.sha256).told(),
+        },
         "asked": dict(asked),
     }
 
@@ -147,17 +154,16 @@ def log_evaluation(
     if not clock:
         _clockless(logger.experiment)
     logger.log_metrics({**clock, **flat(record.metrics), **media, "tables/panel": table})
-    link(logger.experiment, source)
+    if logger.artifacts != "none":
+        link(logger.experiment, source)
 
 
 def link(run: Any, source: Source) -> None:
     """The checkpoint as what the run used: by reference, so that nothing large is uploaded."""
-    if run.offline or run.disabled:
-        return  # refused there; the config says the same
-    metadata = {"sha256": source.sha256, "training_run": source.training_run}
-    artifact = wandb.Artifact(f"checkpoint-{source.sha256[:10]}", "model", metadata=metadata)
-    artifact.add_reference(source.path.absolute().as_uri(), name=source.path.name)
-    run.use_artifact(artifact)
+    if not run.disabled:
+        told = {"training_run": source.training_run}
+        weights = Weights(source.path, source.sha256)
+        artifacts.use(run, artifacts.model(weights, upload=False, told=told))
 
 
 def _clockless(run: Any) -> None:
@@ -174,6 +180,8 @@ def log_report(
     """The leaderboard as a table, and the files of the folder as an artifact."""
     _clockless(logger.experiment)
     logger.log_metrics({"tables/leaderboard": leaderboard(records)})
+    if logger.artifacts == "none":
+        return
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
     metadata = {
         "title": title,

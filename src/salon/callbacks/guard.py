@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from salon import files
@@ -89,7 +91,7 @@ class Guard(Callback):
         # The scaler of float16 leaves out steps whose gradients overflow, which is no fault.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if gradients and not scaled:
-            self._bad.append(~nn.utils.get_total_norm(gradients).isfinite())
+            self._bad.append(~total_norm(gradients).isfinite())
         if self._exact and self._bad:
             bad = torch.stack(self._bad).any()
             self._bad = []
@@ -231,10 +233,16 @@ def told(found: Found, spoilt: list[str]) -> str:
     return "; ".join(parts)
 
 
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """(); of shards that all ranks have, and then all ranks have to ask."""
+    norm = nn.utils.get_total_norm(tensors)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def not_finite(module: LightningModule) -> list[str]:
     """Names of trained weights that are not finite."""
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    if not trained or bool(nn.utils.get_total_norm(list(trained.values())).isfinite()):
+    if not trained or bool(total_norm(list(trained.values())).isfinite()):
         return []
     return [name for name, weight in trained.items() if not is_finite(weight)]
 

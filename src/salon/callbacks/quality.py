@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from einops import rearrange
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
-from salon.jury.protocol import Exhibits, MakeDistance, clip_of, exhibits, verdict
-from salon.models.base import TextToImage, sample_in_batches
+from salon.jury.protocol import Exhibits, MakeDistance, clip_of, draw, exhibits, verdict
+from salon.models.base import TextToImage
 
 
 class Quality(Callback):
@@ -31,29 +29,11 @@ class Quality(Callback):
         if self._shown is None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self._shown = exhibits(data, "val", self.images)
-        images = self._draw(trainer, pl_module, self._shown)
+        captions = [prompt.caption for prompt in self._shown.prompts]
+        images = draw(pl_module, captions, batch_size=self.batch_size)
         told = verdict(images, self._shown, clip_of(pl_module), self.distance)
         named = {f"quality/{name}": value for name, value in told.items()}
         for name, value in named.items():
             trainer.callback_metrics[name] = torch.tensor(value)
         for logger in trainer.loggers:
             logger.log_metrics({**named, "quality/images": len(images)})
-
-    def _draw(self, trainer: Trainer, model: TextToImage, shown: Exhibits) -> Tensor:
-        """Each rank draws every ranks-th prompt; all ranks then see all images."""
-        rank, ranks = trainer.global_rank, trainer.world_size
-        captions = [prompt.caption for prompt in shown.prompts]
-        share = -(-len(captions) // ranks)
-        mine = [(rank + i * ranks) % len(captions) for i in range(share)]  # equal on every rank
-        drawn = torch.cat(
-            list(
-                sample_in_batches(
-                    model, [captions[i] for i in mine], mine, batch_size=self.batch_size
-                )
-            )
-        )
-        if ranks == 1:
-            return drawn
-        gathered = model.all_gather(drawn.to(model.device))  # (ranks, share, 3, H, W)
-        assert isinstance(gathered, Tensor)
-        return rearrange(gathered, "ranks share ... -> (share ranks) ...")[: len(captions)].cpu()

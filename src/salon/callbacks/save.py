@@ -96,9 +96,9 @@ class SaveLast(Callback):
         seen, done = pl_module.batches_seen, batch_idx + 1
         at_end = seen == pl_module.budget or trainer.should_stop
         self._due |= seen % self.every == 0 or done % (trainer.val_check_batch or math.inf) == 0
-        if trainer.world_size > 1:  # all or none, and at the same batch
-            mine = torch.tensor(self.signals.asked or 0, device=trainer.strategy.root_device)
-            self.signals.asked = int(trainer.strategy.reduce(mine, reduce_op="max")) or None
+        if trainer.world_size > 1:  # all or none, at the same batch, and for the same reason
+            came = torch.tensor(self.signals.asked or 0, device=pl_module.device)
+            self.signals.asked = int(trainer.strategy.reduce(came, reduce_op="max")) or None
         asked = self.signals.asked is not None
         # Gradients that wait for more of their batch are in no checkpoint.
         stepped = done % trainer.accumulate_grad_batches == 0

@@ -100,5 +100,5 @@ class Signals:
         if self.asked == signal.SIGUSR2 and callable(listener):
             listener(self.asked, None)
             return 0, "preempted"
-        names = {signal.SIGINT: "stopped", signal.SIGTERM: "terminated"}
-        return self.code, names.get(signal.Signals(self.asked or 0), "preempted")
+        names: dict[int, str] = {signal.SIGINT: "stopped", signal.SIGTERM: "terminated"}
+        return self.code, names.get(self.asked or 0, "preempted")

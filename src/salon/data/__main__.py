@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from salon import checkpoint, doors, precompute, run, stages
+from salon import checkpoint, checks, doors, precompute, run, stages
 from salon.config import build
 from salon.data.check import check, table
 from salon.data.convert import base, sources
@@ -44,7 +44,7 @@ def compute(cfg: DictConfig) -> None:
     settings = cfg.precompute
     with open_dict(cfg):
         del cfg["precompute"]
-    run.check(cfg)
+    checks.check(cfg)
     number("precompute.batch_size", settings.batch_size, least=1, whole=True)
     if cfg.resume is not None:
         raise ValueError(f"resume={cfg.resume}: precompute goes on by itself; leave it out")
@@ -129,7 +129,7 @@ def main() -> None:
         )
         sys.exit(0 if sys.argv[1:2] == ["--help"] else 2)
     kept = "" if sys.argv[1] == "check" else "; the same command goes on with what is missing"
-    with doors.errors_for_people(kept):
+    with doors.errors_for_people(lambda: kept):
         run_by[sys.argv[1]](sys.argv[2:])
 
 

@@ -25,7 +25,7 @@ from salon.data.lane import Source
 from salon.data.openers import expand, opened, size_of
 from salon.data.position import Position
 from salon.data.precomputed import LatentReader, Networks, find, place
-from salon.data.reader import Candidate, Reader, Reads, listed
+from salon.data.reader import Candidate, Known, Reader, Reads, known, listed
 from salon.data.reasons import FILTERED, Bad
 from salon.data.stream import FixedSplit, TrainStream, in_order
 from salon.data.tally import Drop, Patience, Tally
@@ -146,6 +146,10 @@ class ShardData(LightningDataModule):
         ]
         rules = repr([reader.image, reader.caption, filters])
         return [reader.resolution, reader.crop, rules]
+
+    def about(self) -> dict[str, list[Known]]:
+        """The shards that a Trainer reads."""
+        return {split: list(map(known, self.shards(split))) for split in ("train", "val")}
 
     def has(self, split: str) -> bool:
         return self.patterns.get(split) is not None

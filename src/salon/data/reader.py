@@ -178,6 +178,18 @@ def listed(shard: str) -> int | None:
     return successes if isinstance(successes, int) and successes >= 0 else None
 
 
+class Known(NamedTuple):
+    """What there is to say of a shard without reading it; None: nothing."""
+
+    url: str
+    bytes: int | None
+    samples: int | None
+
+
+def known(shard: str) -> Known:
+    return Known(shard, None if "://" in shard else Path(shard).stat().st_size, listed(shard))
+
+
 def picture_of(found: Encoded) -> bytes:
     """Raises Bad where there is none."""
     for name in PICTURES:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from salon import checkpoint, draw, files, pictures
+from salon import checkpoint, draw, files, pictures, ranks
 from salon.config import build, to_plain
 from salon.jury import publish
 from salon.jury.baselines import baselines
@@ -27,6 +27,7 @@ from salon.jury.hearing import Hearing, Sheet, pairs, wall
 from salon.jury.price import Price, price
 from salon.jury.protocol import clip_of
 from salon.jury.record import Cost, Number, Point, Record, Scalar, Setting
+from salon.metrics.energy import KWH, check, grid_of
 from salon.metrics.extractor import Extractor
 from salon.models.adversarial import Adversarial
 from salon.models.base import TextToImage
@@ -45,11 +46,13 @@ def evaluate(cfg: DictConfig) -> Told:
     Raises ValueError for what a user can mend.
     """
     publish.asked(cfg)
-    with torch.random.fork_rng():
+    with ranks.together(), torch.random.fork_rng():
         return _evaluate(cfg)
 
 
 def _evaluate(cfg: DictConfig) -> Told:
+    check(cfg.energy.meter)
+    grid_of(cfg.energy.intensity, cfg.energy.grid)
     file = checkpoint.find(cfg.checkpoint)
     model = draw.load(file, cfg)
     data = data_of(cfg, model)
@@ -73,16 +76,16 @@ def _evaluate(cfg: DictConfig) -> Told:
     )  # fmt: skip
     with bar() as progress:
         record, sheets = heard(cfg, hearing, data, run, out, made, progress)
-    files.write(out / "record.json", json.dumps(record.to_json()))
-    if cfg.baselines:
-        found = baselines(
-            hearing, data, split=str(draw.as_list(cfg.splits)[0]), number=cfg.images,
-            train=cfg.train_images or cfg.images, protocol=record.protocol, shown=cfg.wall,
-        )  # fmt: skip
-        for one in found:
-            name = f"record-{draw.slug(one.label)}.json"
-            files.write(out / name, json.dumps(one.to_json()))
+    found = baselines(
+        hearing, data, split=str(draw.as_list(cfg.splits)[0]), number=cfg.images,
+        train=cfg.train_images or cfg.images, protocol=record.protocol, shown=cfg.wall,
+    ) if cfg.baselines else []  # fmt: skip
     told = record.metrics
+    if not ranks.first():
+        return told
+    files.write(out / "record.json", json.dumps(record.to_json()))
+    for one in found:
+        files.write(out / f"record-{draw.slug(one.label)}.json", json.dumps(one.to_json()))
     written = {
         "protocol": {
             **record.protocol,
@@ -189,8 +192,9 @@ def heard(
     assert first is not None, "at least one split"
     asked = price(
         hearing.model, first.captions, batch=min(cfg.price.batch, len(first.captions)),
-        repeats=cfg.price.repeats,
-    ) if cfg.price else None  # fmt: skip
+        repeats=cfg.price.repeats, meter=cfg.energy.meter,
+        grid=grid_of(cfg.energy.intensity, cfg.energy.grid),
+    ) if cfg.price and ranks.first() else None  # fmt: skip
     record = Record(
         label=cfg.label or str(made["model"]),
         family=family_of(hearing.model),
@@ -225,19 +229,20 @@ def swept(cfg: DictConfig, hearing: Hearing, data: Any, progress: Progress) -> t
     """The same checkpoint with each value of each setting that it has, the others as they are."""
     model, found = hearing.model, []
     before = dict(model.settings)
-    for key, values in to_plain(cfg.sweep or {}).items():
+    for key, values in to_plain(cfg.vary or {}).items():
         for value in values if key in before else ():
-            with task(progress, f"{key}={value}", cfg.sweep_images) as advance:
+            with task(progress, f"{key}={value}", cfg.vary_images) as advance:
                 try:
                     model.set_sampling(**{key: value})
                     sheet, _ = hearing.split(
-                        data, str(draw.as_list(cfg.splits)[0]), cfg.sweep_images, None, advance
+                        data, str(draw.as_list(cfg.splits)[0]), cfg.vary_images, None, advance
                     )
-                    asked = price(model, sheet.captions, batch=1, repeats=3)
+                    if ranks.first():
+                        asked = price(model, sheet.captions, batch=1, repeats=3, meter="none")
+                        numbers = {name: number.value for name, number in sheet.numbers.items()}
+                        found.append(Setting({key: value}, numbers, asked.flops, asked.latency))
                 finally:
                     model.set_sampling(**before)
-            numbers = {name: number.value for name, number in sheet.numbers.items()}
-            found.append(Setting({key: value}, numbers, asked.flops, asked.latency))
     return tuple(found)
 
 
@@ -285,28 +290,46 @@ def costs(run: Path, asked: Price | None) -> Cost:
     summary = run / "summary.json"
     told = json.loads(summary.read_text()) if summary.is_file() else {}
     numbers, stages = told.get("metrics", {}), told.get("stages") or {}
-    flops = {"model": numbers["cost/train_flops"]} if "cost/train_flops" in numbers else None
+    flops = by_part(numbers, "cost/train_flops")
     if flops and stages and all(one and one["flops"] for one in stages.values()):
         flops["stages"] = sum(one["flops"] for one in stages.values())
-    memory = numbers.get("cost/peak_memory_mb")
+    memory, energy = numbers.get("cost/peak_memory_mb"), told.get("energy") or {}
+    trained = by_part(numbers, "cost/trained_parameters")
     cost = Cost(
         images=told.get("images_seen"),
         seconds=numbers.get("cost/seconds"),
         flops=flops,
-        parameters={"model": int(numbers["cost/trained_parameters"])}
-        if "cost/trained_parameters" in numbers
-        else None,
+        parameters=None if trained is None else {part: int(n) for part, n in trained.items()},
         peak_memory=None if memory is None else int(memory * 2**20),
+        energy_wh=numbers.get("cost/energy_wh"),
+        co2e_g=numbers.get("cost/co2e_g"),
+        **{key: energy.get(key) for key in ("grid", "grid_g_per_kwh", "meter")},
     )
     if asked is None:
         return cost
+    if asked.joules_per_image is not None:
+        cost = cost._replace(
+            sample_wh=asked.joules_per_image / KWH * 1000, sample_meter=asked.meter
+        )
+        if asked.grid is not None:
+            cost = cost._replace(
+                sample_co2e_g=asked.grid.grams(asked.joules_per_image),
+                sample_grid=asked.grid.name,
+                sample_grid_g_per_kwh=asked.grid.intensity,
+            )
     return cost._replace(
         sample_flops=asked.flops,
         latency=asked.latency,
         largest_batch=asked.batch,
         latency_largest=asked.seconds_per_image,
-        parameters={**(cost.parameters or {}), "drawing": asked.parameters},
+        sample_parameters=asked.parameters,
     )
+
+
+def by_part(numbers: dict[str, float], key: str) -> dict[str, float] | None:
+    """A cost told apart, as `key/PART`; of an older run, which has it in one sum, as {"model"}."""
+    apart = {k.removeprefix(f"{key}/"): n for k, n in numbers.items() if k.startswith(f"{key}/")}
+    return apart or ({"model": numbers[key]} if key in numbers else None)
 
 
 def curve(run: Path) -> tuple[Point, ...]:
@@ -339,7 +362,7 @@ def curve(run: Path) -> tuple[Point, ...]:
 
 def bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), transient=True)
+    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not ranks.first())
 
 
 @contextlib.contextmanager
@@ -354,8 +377,9 @@ def task(progress: Progress, name: str, total: int) -> Iterator[Any]:
 def show(sheet: Sheet, path: Path, made: dict[str, Any]) -> Sheet:
     """Returns what is on the grid, without the memory of the rest."""
     shown = Sheet(sheet.images[:SHOWN].clone(), sheet.captions[:SHOWN], sheet.numbers)
-    grid = pictures.grid(shown.images, shown.captions, columns=8)
-    pictures.save_png(grid, path, made)
+    if ranks.first():
+        grid = pictures.grid(shown.images, shown.captions, columns=8)
+        pictures.save_png(grid, path, made)
     return shown
 
 

@@ -87,6 +87,9 @@ class FeatureStore:
     def path(self, protocol: Protocol) -> Path:
         return self.folder / f"{_sha256(protocol)[:20]}.npz"
 
+    def has(self, protocol: Protocol) -> bool:
+        return _read(self.path(protocol), protocol) is not None
+
     def features(
         self,
         protocol: Protocol,  # with the `number` of images

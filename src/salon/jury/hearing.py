@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from salon import ranks
 from salon.jury import features, trial
+from salon.jury import protocol as rules
 from salon.jury.features import FeatureStore
 from salon.jury.protocol import Exhibits, JuryData, exhibits
 from salon.jury.record import Copy, Number, Open, Picture
@@ -21,7 +23,7 @@ from salon.metrics import lenient, oracle
 from salon.metrics.attributes import bias, holds
 from salon.metrics.extractor import Extractor
 from salon.metrics.images import to_uint8
-from salon.models.base import TextToImage, sample_in_batches
+from salon.models.base import TextToImage
 from salon.shapes import prompts
 from salon.text.clip import ClipTower
 
@@ -71,12 +73,7 @@ class Hearing:
         self._hung: dict[tuple[str, str, int], Hung] = {}  # a sweep asks for the same many times
 
     def draw(self, captions: Sequence[str], progress: Progress = lambda done: None) -> Tensor:
-        pieces = []
-        seeds = list(range(len(captions)))
-        for piece in sample_in_batches(self.model, captions, seeds, batch_size=self.batch_size):
-            pieces.append(piece)
-            progress(len(piece))
-        return torch.cat(pieces)
+        return rules.draw(self.model, captions, batch_size=self.batch_size, progress=progress)
 
     # -- splits of the data set ----------------------------------------------------------------
 
@@ -132,15 +129,25 @@ class Hearing:
 
     def of_images(self, images: Tensor) -> Tensor:
         """Features of pictures that no model drew; not kept."""
-        return torch.cat(list(features.extract(self.extractor, map(to_uint8, images.split(CHUNK)))))
+        return torch.cat(list(self._extract(images)))
+
+    def _extract(self, images: Tensor) -> Iterator[Tensor]:
+        pieces = images.split(CHUNK)
+
+        def make(number: int) -> Tensor:
+            return next(features.extract(self.extractor, [to_uint8(pieces[number])]))
+
+        return ranks.spread(make, len(pieces))
 
     def _features(self, made_of: dict[str, Any], images: Tensor) -> Tensor:
         protocol = features.protocol(self.extractor, made_of, size=images.shape[-1])
-
-        def make() -> Iterator[Tensor]:
-            return features.extract(self.extractor, map(to_uint8, images.split(CHUNK)))
-
-        return self.store.features(protocol, make)
+        if ranks.place()[1] == 1:
+            return self.store.features(protocol, lambda: self._extract(images))
+        # The file's lock is one rank's, so nobody may wait for the others under it.
+        kept = ranks.agreed(self.store.has(protocol))
+        pieces = [] if kept else list(self._extract(images))
+        found = self.store.features(protocol, lambda: iter(pieces)) if ranks.first() else None
+        return cast(Tensor, ranks.agreed(found))
 
     # -- sets of prompts of the shapes' world --------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from salon.metrics.energy import Meter
+from salon.metrics.energy import Grid, Meter
 from salon.metrics.flops import FlopCount
 from salon.models.base import TextToImage
 
@@ -28,6 +28,8 @@ class Price(NamedTuple):
     parameters: int  # of what is run
     peak_memory_mb: float | None  # of the GPU in the largest batch; None on a CPU
     joules_per_image: float | None  # in the largest batch; None where nothing meters it
+    meter: str | None  # what metered it
+    grid: Grid | None  # that the energy is taken to come from; None where that is not known
     device: str
     threads: int  # of the CPU
 
@@ -39,8 +41,11 @@ def price(
     *,
     batch: int,
     repeats: int,  # calls that are timed, of each size
+    meter: str = "auto",  # a name in salon.metrics.energy
+    grid: Grid | None = None,
 ) -> Price:
-    """Raises ValueError where there are fewer captions than the largest batch holds."""
+    """Raises ValueError where there are fewer captions than the largest batch holds, and for a
+    meter that is not there."""
     if len(captions) < batch or batch < 1:
         raise ValueError(
             f"price: {len(captions)} captions for a batch of {batch}; give more of them"
@@ -49,7 +54,7 @@ def price(
     alone = timed(model, captions[:1], repeats)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with Meter(device) as meter:
+    with Meter(device, meter) as energy:
         together = timed(model, captions[:batch], repeats)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     model.text.forget()
@@ -64,7 +69,9 @@ def price(
         flops=float(count.total),
         parameters=drawn_with(model, captions[0]),
         peak_memory_mb=peak,
-        joules_per_image=None if meter.joules is None else meter.joules / drawn,
+        joules_per_image=None if energy.joules is None else energy.joules / drawn,
+        meter=None if energy.joules is None else energy.name,
+        grid=grid,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
     )

@@ -11,11 +11,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from salon import ranks
 from salon.metrics import oracle
 from salon.metrics.clip_score import clip_score
 from salon.metrics.distances import Distance
 from salon.metrics.images import to_uint8
-from salon.models.base import TextToImage, sample_in_batches
+from salon.models.base import TextToImage
 from salon.text.clip import ClipTower
 from salon.types import Batch, Prompt
 
@@ -90,6 +91,28 @@ def accuracy(images: Tensor, real: Tensor, asked: list[dict[str, object]]) -> di
     return told
 
 
+def draw(
+    model: TextToImage,
+    captions: Sequence[str],
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Image i of caption i with seed i, (N, 3, H, W) in [-1, 1] on the CPU, by all ranks."""
+    seeds = range(len(captions))
+
+    def make(number: int) -> Tensor:
+        piece = slice(number * batch_size, (number + 1) * batch_size)
+        return model.sample(captions[piece], seeds[piece]).cpu()
+
+    number = -(-len(captions) // batch_size)
+    pieces = []
+    for piece in map(make, range(number)) if model.sharded else ranks.spread(make, number):
+        pieces.append(piece)
+        progress(len(piece))
+    return torch.cat(pieces)
+
+
 def judge(
     model: TextToImage,
     data: JuryData,
@@ -98,18 +121,10 @@ def judge(
     number: int,
     batch_size: int,
     make_distance: MakeDistance,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, float], Tensor, Exhibits]:
     """The numbers, the images they are about, and what they were drawn for; seed i for prompt i."""
     shown = exhibits(data, split, number)
-    captions = [prompt.caption for prompt in shown.prompts]
-    pieces = []
-    for piece in sample_in_batches(
-        model, captions, list(range(len(captions))), batch_size=batch_size
-    ):
-        pieces.append(piece)
-        progress(len(piece))
-    images = torch.cat(pieces)
+    images = draw(model, [prompt.caption for prompt in shown.prompts], batch_size=batch_size)
     return verdict(images, shown, clip_of(model), make_distance), images, shown
 
 

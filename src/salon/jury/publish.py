@@ -10,16 +10,16 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from salon import config, doors
-from salon.callbacks import evaluation_log
+from salon import config, doors, job
+from salon.callbacks import evaluation_log, wandb_run
 from salon.callbacks.evaluation_log import Source
-from salon.callbacks.loggers import WandbOnClock, check_mode
+from salon.callbacks.wandb_run import Opening, WandbOnClock
 from salon.config import TARGET, build, to_plain
 from salon.jury.compare import Written
 from salon.jury.hearing import Sheet
 from salon.jury.record import Record
 
-GIVEN = {"folder": None, "job_type": None, "config": None}
+GIVEN = {"opening": None}
 
 
 def asked(cfg: DictConfig) -> dict[str, Any] | None:
@@ -31,8 +31,8 @@ def asked(cfg: DictConfig) -> dict[str, Any] | None:
     if not node.get(TARGET):
         return None
     config.check(node, "logger", GIVEN)
-    check_mode(node["mode"])
-    return node
+    wandb_run.check(node["mode"], node["artifacts"])
+    return {**node, "job": job.NOTHING}  # the evaluation's own command is in its config
 
 
 def evaluation(
@@ -43,7 +43,9 @@ def evaluation(
     node = asked(cfg)
     if node is None:
         return
-    node["group"] = node["group"] or (run.get("logger") or {}).get("group")
+    of_run = run.get("logger") or {}
+    sweep = (of_run.get("job") or {}).get("sweep")
+    node["group"] = node["group"] or of_run.get("group") or sweep
     node["name"] = node["name"] or record.label
     told = evaluation_log.config_of(record, source, to_plain(cfg))
 
@@ -54,9 +56,10 @@ def evaluation(
 
 
 def source_of(file: Path, sha256: str, run: Path, out: Path) -> Source:
-    # In the run folder itself, evaluations would be taken for training.
+    # In the run folder itself, evaluations would be taken for training, but for what is kept there.
     mixed = out.resolve() == run.resolve()
-    return Source(file, sha256, None if mixed else evaluation_log.training_run(run))
+    trained = wandb_run.kept_id(run) if mixed else evaluation_log.training_run(run)
+    return Source(file, sha256, trained)
 
 
 def report(written: Written) -> None:
@@ -81,4 +84,5 @@ def _opened(
     node: Mapping[str, Any], folder: Path, job_type: str, told: dict[str, Any]
 ) -> Callable[[], WandbOnClock]:
     # W&B keeps paths as they are given, and a sync may start anywhere.
-    return partial(build, node, "logger", folder=folder.absolute(), job_type=job_type, config=told)
+    opening = Opening(folder.absolute(), job_type, told, resumes=False, strict=True)
+    return partial(build, node, "logger", opening=opening)

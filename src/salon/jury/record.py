@@ -48,18 +48,26 @@ class Setting(NamedTuple):
 class Cost(NamedTuple):
     images: int | None = None  # seen in training, without the stages' own
     seconds: float | None = None
-    # Of training, by part: {"model": ..., "discriminators": ..., "stages": ...}
+    # Of training, by part: {"generator": ..., "discriminator": ..., "stages": ...}, or as "model"
+    # and "stages" where they were not told apart. No part is in another, so they add up.
     flops: dict[str, float] | None = None
-    parameters: dict[str, int] | None = None  # by the same parts
+    parameters: dict[str, int] | None = None  # that are trained, by the same parts
     sample_flops: float | None = None  # per picture
     latency: float | None = None  # seconds per picture, at batch 1
     largest_batch: int | None = None
     latency_largest: float | None = None  # seconds per picture, at the largest batch
     peak_memory: int | None = None  # bytes
-    energy_wh: float | None = None
+    energy_wh: float | None = None  # of training, without the stages' own
     co2e_g: float | None = None
     grid: str | None = None  # whose carbon intensity, e.g. "Germany 2024"
     grid_g_per_kwh: float | None = None
+    meter: str | None = None  # nvml measures a GPU; codecarbon estimates
+    sample_parameters: int | None = None  # of what drawing runs
+    sample_wh: float | None = None  # per picture, at the largest batch
+    sample_co2e_g: float | None = None
+    sample_grid: str | None = None
+    sample_grid_g_per_kwh: float | None = None
+    sample_meter: str | None = None
 
 
 class Picture(NamedTuple):
@@ -122,9 +130,7 @@ class Record(NamedTuple):
                     }
                     for split, numbers in told["metrics"].items()
                 },
-                "cost": None
-                if told.get("cost") is None
-                else Cost(**known(Cost, told["cost"], f"{where}cost")),
+                "cost": None if told.get("cost") is None else _cost(told["cost"], f"{where}cost"),
                 "curve": _each(Point, told.get("curve"), f"{where}curve"),
                 "sweep": _each(Setting, told.get("sweep"), f"{where}sweep"),
                 "wall": _each(Picture, told.get("wall"), f"{where}wall"),
@@ -185,6 +191,16 @@ def _finite(told: Any, where: str) -> None:
             )
         if isinstance(value, dict | list):
             _finite(value, f"{where}.{name}")
+
+
+def _cost(told: Any, where: str) -> Cost:
+    cost = Cost(**known(Cost, told, where))
+    # Older records have what drawing runs beside the parts, which it would be added to.
+    parts = dict(cost.parameters or {})
+    if "drawing" not in parts:
+        return cost
+    drawing = parts.pop("drawing")
+    return cost._replace(parameters=parts or None, sample_parameters=drawing)
 
 
 def _number(told: Any, where: str) -> Number:

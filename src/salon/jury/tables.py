@@ -20,7 +20,7 @@ from salon.jury.report import (
     summary,
 )
 from salon.jury.sections import Cell, breakable, head, looks, run_name, scroll
-from salon.jury.units import count, duration, memory, si
+from salon.jury.units import count, duration, grams, memory, si, watt_hours
 
 NOT_MEASURED = "not measured"
 
@@ -164,8 +164,9 @@ def costs(report: Report) -> Html | None:
         return None
     seen = looks(report)
     titles = [
-        "images seen", "time", "FLOPs of training", "parameters", "FLOPs a picture",
-        "latency, batch 1", "latency, largest batch", "peak memory", "energy", "CO₂e",
+        "images seen", "time", "FLOPs of training", "trained parameters", "FLOPs a picture",
+        "latency, batch 1", "latency, largest batch", "peak memory", "energy of training",
+        "CO₂e of training", "parameters that draw", "energy a picture", "CO₂e a picture",
     ]  # fmt: skip
     heads = [_sortable("model", None, "ascending", "none")]
     heads += [_sortable(title, None, "ascending", "none") for title in titles]
@@ -179,7 +180,8 @@ def costs(report: Report) -> Html | None:
         body.append(el("tr", name, cells))
     table = el("table", el("thead", el("tr", heads)), el("tbody", body), data_sortable=True)
     energy = None
-    if not any(cost.energy_wh is not None for _, told in rows for cost in told):
+    metered = [cost.energy_wh or cost.sample_wh for _, told in rows for cost in told]
+    if not any(metered):
         energy = el("p", "Energy was measured in no run.", class_="missing")
     return el("div", scroll("Costs", table), energy)
 
@@ -202,12 +204,13 @@ def _cost_cells(costs: list[Cost]) -> list[Cell]:
         total = sum(means.values()) if means else None
         return cell(total, lambda value: si(value, unit), lines)
 
+    def told_of(*names: str) -> Html:
+        """What the runs say of a number, each thing once."""
+        said = dict.fromkeys(tuple(getattr(cost, name) for name in names) for cost in costs)
+        lines = [", ".join(map(_source, one)) for one in said if one != (None,) * len(names)]
+        return el("span", "; ".join(lines), class_="range")
+
     batch = next((cost.largest_batch for cost in costs if cost.largest_batch is not None), None)
-    grids = dict.fromkeys((cost.grid, cost.grid_g_per_kwh) for cost in costs)
-    grid = "; ".join(
-        f"{name or 'grid not named'}" + ("" if carbon is None else f", {carbon:g} g/kWh")
-        for name, carbon in grids
-    )
     per_picture = el("span", f"a picture, of {batch}", class_="range") if batch else None
     return [
         cell(mean("images"), lambda v: f"{v:,.0f}"),
@@ -218,6 +221,19 @@ def _cost_cells(costs: list[Cost]) -> list[Cell]:
         cell(mean("latency"), duration),
         cell(mean("latency_largest"), duration, per_picture),
         cell(mean("peak_memory"), memory),
-        cell(mean("energy_wh"), lambda v: f"{v:.3g} Wh"),
-        cell(mean("co2e_g"), lambda v: f"{v:.3g} g", el("span", grid, class_="range")),
+        cell(mean("energy_wh"), watt_hours, told_of("meter")),
+        cell(mean("co2e_g"), grams, told_of("grid", "grid_g_per_kwh")),
+        cell(mean("sample_parameters"), lambda v: si(v, "")),
+        cell(mean("sample_wh"), watt_hours, told_of("sample_meter")),
+        cell(mean("sample_co2e_g"), grams, told_of("sample_grid", "sample_grid_g_per_kwh")),
     ]
+
+
+def _source(told: str | float | None) -> str:
+    """Of an amount of energy or CO2e."""
+    if told is None:
+        return "grid not named"
+    return SOURCES.get(told, told) if isinstance(told, str) else f"{told:g} g/kWh"
+
+
+SOURCES = {"nvml": "the GPU's counter", "codecarbon": "estimated by codecarbon"}

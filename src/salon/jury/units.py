@@ -37,5 +37,14 @@ def memory(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
+def watt_hours(value: float) -> str:
+    """One picture takes little."""
+    return f"{value:.3g} Wh" if value >= 0.01 else f"{1000 * value:.3g} mWh"
+
+
+def grams(value: float) -> str:
+    return f"{value:.3g} g" if value >= 0.01 else f"{1000 * value:.3g} mg"
+
+
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -120,6 +120,20 @@ class Adversarial(TextToImage, Generic[P]):
         penalty = self.r1(logits, images)
         return Loss(loss.total + penalty, {**loss.told, "r1": penalty / self.r1.every})
 
+    # -- on several devices, and compiled ------------------------------------------------------
+
+    in_turn = True
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        # Not the discriminator: its gradient penalties differentiate twice, which torch.compile
+        # cannot.
+        return [self.generator]
+
+    @property
+    def shards(self) -> list[nn.Module]:
+        return []
+
     # -- the alternation -----------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

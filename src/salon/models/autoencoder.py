@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from salon.losses.kl import kl
 from salon.models.base import MakeOptimizer, Schedule, Trainee
@@ -42,6 +42,11 @@ class Autoencoder(Trainee):
         super().__init__(optimizer=optimizer, schedule=schedule)
         self.network, self.l1, self.l2, self.beta = network, l1, l2, beta
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        parts = self.network
+        return [parts.encoder, parts.quant_conv, parts.post_quant_conv, parts.decoder]
 
     @property
     def stride(self) -> int:

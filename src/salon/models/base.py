@@ -4,7 +4,7 @@ The clock. One tick is one training batch, in every family, whatever the number 
 Lightning's `global_step` counts optimiser steps, so nothing here looks at it.
 
 Chance. Before every batch the generators are seeded with (seed, tick, rank), so a resumed run
-draws what the uninterrupted one would have drawn, and validation may draw what it likes.
+draws what the uninterrupted one would have drawn; before every validation with the same seed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -82,8 +83,17 @@ class Trainee(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(chance(self.seed, self.batches_seen, self.global_rank))
 
+    def on_validation_start(self) -> None:
+        # The same draws each time: numbers that may be compared, also where a run goes on with it.
+        torch.manual_seed(chance(0, self.global_rank))
+
     def on_validation_end(self) -> None:
         self.validated_at = self.batches_seen
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Whose costs are told apart, by name."""
+        return {name: [part] for name, part in self.named_children()}
 
     # -- what it can be fed --------------------------------------------------------------------
 
@@ -97,6 +107,33 @@ class Trainee(LightningModule):
         """Frozen networks by name, where what they make of the data may be computed once, before
         the training (`Latents` in place of `Batch`); none where training needs the pictures."""
         return {}
+
+    # -- on several devices, and compiled ------------------------------------------------------
+
+    in_turn = False  # whether a loss leaves out parameters that another loss trains
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What is trained and run through its `forward`, so that it can be compiled and sharded."""
+        return []
+
+    @property
+    def shards(self) -> list[nn.Module]:
+        """What each device can hold a part of, inner modules first; none where every device needs
+        the whole."""
+        return self.networks
+
+    @property
+    def sharded(self) -> bool:
+        """Whether all ranks have to run it together."""
+        return any(isinstance(module, FSDPModule) for module in self.modules())
+
+    def configure_model(self) -> None:
+        """Lightning calls it once the devices have met; the mesh is there with trainer=fsdp."""
+        if self._device_mesh is not None:
+            for module in self.shards:
+                if not isinstance(module, FSDPModule):
+                    fully_shard(module, mesh=self._device_mesh["data_parallel"])
 
     # -- optimisation -------------------------------------------------------------------------
 

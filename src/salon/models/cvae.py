@@ -137,6 +137,18 @@ class CVAE(TextToImage):
             }
         )
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.told, self.encoder, *self.generator.values()]
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {
+            "text": [self.text],
+            "encoder": [self.told, self.encoder],
+            "decoder": [self.generator],  # with the prior
+        }
+
     def prior(self, pooled: Tensor) -> Moments:
         """p(z | text) of captions (N, D'), (N, Z) each."""
         mean, logvar = self.generator["prior"](unit(pooled)).chunk(2, dim=1)

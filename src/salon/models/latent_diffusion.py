@@ -86,6 +86,14 @@ class LatentDiffusion(TextToImage):
         self.register_buffer("latent_std", torch.full((channels, 1, 1), torch.nan))
 
     @property
+    def networks(self) -> list[nn.Module]:
+        return [self.unet]
+
+    @property
+    def shards(self) -> list[nn.Module]:
+        return [*self.unet.blocks(), self.unet]
+
+    @property
     def stride(self) -> int:
         return self.autoencoder.factor * self.unet.factor
 
@@ -94,6 +102,7 @@ class LatentDiffusion(TextToImage):
     def on_fit_start(self) -> None:
         if self.latent_std.isnan().any():
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            # Alike on all ranks, which read the same batches.
             self.measure_scale(data.first_batches(self.scale_batches))
 
     def encoders(self) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from salon.nn.attention import SpatialTransformer, hide
 from salon.nn.blocks import Downsample, ResBlock, TimeEmbedding, Upsample, group_norm, zero_init
@@ -38,9 +39,16 @@ class Stage(nn.Module):
         self.res = nn.ModuleList(res)
         self.attn = nn.ModuleList(attn)
         self.resample = resample
+        self.remake = False  # activations in the backward pass, in place of keeping them
 
     def step(self, j: int, h: Tensor, e: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Residual block j, and its attention where it has one."""
+        if self.remake and torch.is_grad_enabled():
+            made: Tensor = checkpoint(self._step, j, h, e, context, mask, use_reentrant=False)
+            return made
+        return self._step(j, h, e, context, mask)
+
+    def _step(self, j: int, h: Tensor, e: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         h = self.res[j](h, e)
         return self.attn[j](h, context, mask) if j < len(self.attn) else h  # (N, C, H, W)
 
@@ -152,6 +160,16 @@ class UNet(nn.Module):
 
         self.norm_out = group_norm(c, EPS)
         self.conv_out = zero_init(nn.Conv2d(c, out_channels, 3, padding=1))
+
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks and attentions: what holds nearly all parameters."""
+        return [m for m in self.modules() if isinstance(m, ResBlock | SpatialTransformer)]
+
+    def checkpoint_activations(self) -> None:
+        """Trade time for memory: run each block again in the backward pass (Chen et al. 2016)."""
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                stage.remake = True
 
     def forward(
         self,

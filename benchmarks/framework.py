@@ -1,0 +1,118 @@
+"""python benchmarks/framework.py [--batches N] [--rounds N] [KEY=VALUE ...]
+
+What a training costs beside its arithmetic: a run as train.py makes it (Lightning, every callback
+that acts in a batch, guard, average, costs, metrics.csv) against a loop written by hand that does
+the same sums: the model's loss, backward, clipping, the optimiser, the rate, the average. Batches
+lie in memory and both take turns, on one thread; the number to quote is the ratio of the medians of
+process CPU seconds a batch. KEY=VALUE are settings of train.py, `model=cvae/tiny` among them; for
+GANs, whose loop is another one, see adversarial.py. README.md beside this file has results.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+from torch import nn
+from trainings import InMemory, Stopwatch
+
+from salon import run, stages
+from salon.callbacks.loggers import MetricsCsv
+from salon.config import build
+from salon.doors import CONF
+from salon.types import Batch
+
+SHORT = "['budget.batches=2','budget.validate_every=2','gate=null']"
+WARM = 4  # batches that are not timed: operations are counted in the first
+
+
+def by_salon(cfg: DictConfig, model: Any, batches: list[Batch], folder: Path) -> float:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    callbacks, save = run.make_callbacks(cfg, folder)
+    logger, watch = MetricsCsv(folder=folder), Stopwatch(WARM)
+    logger.clock = lambda: {"images_seen": model.images_seen, "batches": model.batches_seen}
+    trainer = Trainer(
+        **run.trainer_options(cfg, model), callbacks=[*callbacks, save, watch], logger=logger,
+        default_root_dir=folder, max_epochs=1, max_steps=-1, limit_train_batches=len(batches),
+        limit_val_batches=0, num_sanity_val_steps=0, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=InMemory(batches))
+    return watch.seconds
+
+
+def by_hand(cfg: DictConfig, model: Any, batches: list[Batch]) -> float:
+    model.log = lambda *_, **__: None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = model.make_optimizer(trained)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: model.schedule(i, len(batches)))
+    averaged = [p for p in model.averaged.state_dict().values() if p.is_floating_point()]
+    average = [p.clone() for p in averaged]
+    ends = []
+    model.train()
+    for i, batch in enumerate(batches):
+        torch.manual_seed(i)
+        loss = model.training_step(batch, i)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, cfg.trainer.gradient_clip_val)
+        optimizer.step()
+        rate.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, averaged, 0.01)
+        ends.append(time.process_time())
+    del model.log
+    return (ends[-1] - ends[WARM - 1]) / (len(ends) - WARM)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=7)
+    options, given = parser.parse_known_args()
+    torch.set_num_threads(1)
+    with (
+        tempfile.TemporaryDirectory() as root,
+        initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
+        stage = [f"text.overrides={SHORT}"]
+        if not any(word.startswith("model=") and "diffusion" not in word for word in given):
+            stage.append(f"model.autoencoder.overrides={SHORT}")
+        cfg = compose("train", [
+            "data.samples={train: 4000, val: 200, test: 1, heldout: 1}", "data.shard_size=500",
+            f"data.root={root}/data", f"stages_dir={root}/stages", "logger=csv", "trainer=cpu",
+            "callbacks.samples=null", "callbacks.quality=null", "callbacks.drops=null",
+            "budget.checkpoint_every=1000000", *stage, *given,
+        ])  # fmt: skip
+        data = build(cfg.data, "data")
+        data.prepare_data()
+        ready = stages.parts(cfg, data.identity, run.train)
+        batches = list(data.first_batches(options.batches))
+        found: tuple[list[float], list[float]] = ([], [])
+        for i in range(options.rounds + 1):
+            models = [run.make_model(cfg, ready, data.identity) for _ in range(2)]
+            for model in models:
+                if hasattr(model, "measure_scale"):
+                    model.measure_scale(batches[:4])
+            took = (
+                by_salon(cfg, models[0], batches, Path(root) / f"run_{i}"),
+                by_hand(cfg, models[1], batches),
+            )
+            if i > 0:
+                for kept, seconds in zip(found, took, strict=True):
+                    kept.append(seconds)
+    ours, bare = map(statistics.median, found)
+    ratios = [one / other for one, other in zip(*found, strict=True)]
+    print(f"torch {torch.__version__}, one thread, batches of {cfg.batch_size}; CPU s a batch")
+    print(f"{type(models[0]).__name__}: {ours:.4f} in a run, {bare:.4f} by hand, ratio of the")
+    print(f"medians {ours / bare:.3f} (rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)})")
+
+
+if __name__ == "__main__":
+    main()
