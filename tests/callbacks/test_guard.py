@@ -160,6 +160,7 @@ class Again(Callback):
             return
         self.busy = True
         trained = list(pl_module.parameters())
+        torch.rand(3)  # elsewhere than where the step has left it
         before = torch.get_rng_state()
         self.found = replay(trainer, pl_module, toy.batch(7), 1, trained)
         assert torch.equal(torch.get_rng_state(), before)
@@ -197,6 +198,12 @@ def test_looking_now_and_then_names_the_batch_and_saves_nothing_spoilt(tmp_path:
         toy.fit(Two("d"), [guard(tmp_path, every=5), EMA(decay=0.9), save], batches=9)
     state = torch.load(tmp_path / "l.ckpt", weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
+
+
+def test_a_part_of_a_batch_is_named_itself(tmp_path: Path) -> None:
+    """Where gradients of two are added up, and the step comes after the second."""
+    with pytest.raises(Diverged, match="diverged in batch 3: train/loss is inf"):
+        toy.fit(Breaking("loss"), [guard(tmp_path)], accumulate_grad_batches=2)
 
 
 def test_the_last_batches_are_looked_at_too(tmp_path: Path) -> None:

@@ -82,15 +82,15 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return  # of float16, which leaves steps out whose gradients overflow
         gradients = [
             p.grad
             for group in optimizer.param_groups
             for p in group["params"]
             if p.grad is not None
         ]
-        if gradients:
+        # The scaler of float16 leaves out steps whose gradients overflow, which is no fault.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if gradients and not scaled:
             self._bad.append(~total_norm(gradients).isfinite())
         if self._exact and self._bad:
             bad = torch.stack(self._bad).any()
