@@ -51,6 +51,7 @@ class Clip(Trainee):
         return images, captions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._limit()  # also where a run goes on: a batch's callbacks save before its end here
         images, captions = self.embed(batch)
         logits = self.tower.logit_scale * images @ captions.T  # (N, N)
         loss = contrastive(logits, batch.captions)
@@ -58,8 +59,11 @@ class Clip(Trainee):
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
-        with torch.no_grad():
-            self.tower.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        self._limit()
+
+    @torch.no_grad()
+    def _limit(self) -> None:
+        self.tower.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._seen.append((*self.embed(batch), batch.captions))
