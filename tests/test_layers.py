@@ -47,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
         "precompute", "ranks", "stages",
     },
     "rank": set(),  # a door
-    "multirun": {"checkpoint", "checks", "config", "files", "run", "stages"},
+    "multirun": {"callbacks", "checkpoint", "checks", "config", "files", "run", "stages"},
     "search": {"after", "callbacks", "checks", "config", "files", "jury", "run", "stages"},
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},

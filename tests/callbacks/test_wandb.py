@@ -314,6 +314,7 @@ def test_jobs_of_a_multirun_are_runs_of_their_own(home: Path, mini_root: Path) -
         assert job.config["choices"]["logger"] == "wandb"
         end = f"wandb sync {sweep}/seed-{seed}/wandb/offline-run-*"
         assert done.stdout.count(end) == 2, "at the beginning and at the end"
+    assert f"W&B, what is kept offline:\n  wandb sync {sweep}/*/wandb/offline-run-*" in done.stdout
     assert [job.config["seed"] for job in jobs] == [0, 1]
     assert [job.exit_code for job in jobs] == [0, 0]
     assert jobs[0].run_id != jobs[1].run_id

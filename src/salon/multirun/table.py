@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from salon import files, run
+from salon.callbacks import wandb_run
 from salon.multirun import plan, status
 from salon.multirun.job import MISTAKES, line
 
@@ -160,6 +161,8 @@ def show(made: plan.Plan, rows: list[Row]) -> None:
     console.print(table)
     counts = Counter(row.status for row in rows)
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    if upload := wandb_run.sync_command([Path(row.folder) for row in rows]):
+        print(f"\nW&B, what is kept offline:\n  {upload}")
     for row in rows:
         if row.status == status.FAILED:
             print(
