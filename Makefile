@@ -52,6 +52,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/adversarial.py
 	$(BIN)/python benchmarks/damsm.py
+	$(BIN)/python benchmarks/framework.py
+	$(BIN)/python benchmarks/devices.py
+	$(BIN)/python benchmarks/multirun.py
+	$(BIN)/python benchmarks/paper.py
 
 clean:
 	rm -rf runs multirun stages samples outputs data/shapes-* data/.shapes-* .pytest_cache .mypy_cache .ruff_cache

@@ -43,7 +43,7 @@ def main() -> None:
     found: tuple[list[float], list[float]] = ([], [])
     with tempfile.TemporaryDirectory() as root:
         shared = [
-            "data.samples={train: 4000, val: 200, test: 1, heldout: 1}", "data.shard_size=500",
+            "data.samples={train: 4000, val: 512, test: 1, heldout: 1}", "data.shard_size=500",
             f"data.root={root}/data", f"stages_dir={root}/stages", "logger=csv",
             f"text.overrides={SHORT}", f"model.autoencoder.overrides={SHORT}",
             "callbacks.samples=null", "callbacks.quality=null",
