@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from made_up import run
-from salon.jury.evaluate import costs
 from salon.jury.price import Price
 from salon.jury.record import Cost, Record
 from salon.jury.report import collect, leaderboard_csv
 from salon.jury.tables import costs as costs_table
+from salon.jury.trained import costs
 from salon.metrics.energy import Grid
 
 METRICS = {

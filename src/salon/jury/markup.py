@@ -38,3 +38,17 @@ def join(children: Iterable[Child]) -> Html:
         elif child is not None:
             parts.append(join(child))
     return Html("".join(parts))
+
+
+def head(title: str, *, css: str, policy: str) -> Html:
+    """Of a page that stands by itself: nothing is fetched, and what may run is in its policy."""
+    return el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("link", rel="icon", href="data:,"),
+        el("title", title),
+        el("style", Html(css)),
+    )

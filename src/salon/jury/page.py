@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from salon.jury import rivals, sections, tables, trends
-from salon.jury.markup import Child, Html, el
+from salon.jury.markup import Child, Html, el, head
 from salon.jury.record import Record
 from salon.jury.report import Report, collect, leaderboard_csv, leaderboard_md
 from salon.jury.sections import breakable, scroll
@@ -44,16 +44,7 @@ def page(report: Report, *, title: str, command: str) -> str:
         f"default-src 'none'; img-src data:; style-src {_hash(CSS)}; script-src {_hash(JS)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    top = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("link", rel="icon", href="data:,"),
-        el("title", title),
-        el("style", Html(CSS)),
-    )
+    top = head(title, css=CSS, policy=policy)
     body = el(
         "body",
         el("a", "To the ranking", href="#ranking", class_="skip"),

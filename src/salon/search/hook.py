@@ -139,4 +139,4 @@ def fixed(config: DictConfig) -> list[str]:
 
 def command_of(config: DictConfig) -> list[str]:
     words = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
-    return ["python", "train.py", "-m", *(w for w in words if "mode=" not in w)]
+    return ["python", "train.py", "-m", *(w for w in words if not w.startswith("hydra.mode="))]

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from salon.jury.markup import Child, Html, el
+from salon.jury.markup import Child, Html, el, head
 from salon.jury.style import CSS
 from salon.jury.units import count, digits, duration
 from salon.search import charts
@@ -68,16 +68,7 @@ def page(study: Study, again: Sequence[tuple[Trial, list[str]]]) -> str:
         body = charts.bars(weights(study, i))
         plates.append((f"What goes with {name}", body, IMPORTANCE))
     figures = [_figure(*plate) for plate in plates]
-    top = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("link", rel="icon", href="data:,"),
-        el("title", f"Search {study.name}"),
-        el("style", Html(CSS)),
-    )
+    top = head(f"Search {study.name}", css=CSS, policy=POLICY)
     ways = zip(study.directions, study.objectives, strict=True)
     lead = f"To {', '.join(f'{way} {name}' for way, name in ways)}. {summary(study)}."
     parallel = charts.parallel(study)
