@@ -88,8 +88,7 @@ def devices(trainer: DictConfig | Mapping[str, Any]) -> int:
     asked = trainer.get("devices", 1)
     if asked not in ("auto", -1):
         return int(asked)
-    on_gpu = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    return max(1, torch.cuda.device_count()) if on_gpu else 1
+    return torch.cuda.device_count() if _on_gpus(trainer) else 1
 
 
 def ranks(trainer: DictConfig | Mapping[str, Any]) -> int:
@@ -99,8 +98,12 @@ def ranks(trainer: DictConfig | Mapping[str, Any]) -> int:
 
 def backend(trainer: DictConfig | Mapping[str, Any]) -> str:
     """By which ranks talk: about what lies on a CPU, and on GPUs where they train there."""
-    on_gpu = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    return "cpu:gloo,cuda:nccl" if on_gpu and torch.cuda.is_available() else "gloo"
+    return "cpu:gloo,cuda:nccl" if _on_gpus(trainer) else "gloo"
+
+
+def _on_gpus(trainer: DictConfig | Mapping[str, Any]) -> bool:
+    asked = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    return asked and torch.cuda.is_available()
 
 
 def make_ready(model: Trainee, options: Mapping[str, Any], *, stage: bool) -> None:
@@ -138,7 +141,7 @@ def strategy(options: Mapping[str, Any], model: Trainee, *, stage: bool) -> str 
     name = options.get("strategy", "auto")
     if name == "auto":
         return "auto"
-    if name == "fsdp" and not (stage and not model.shards):
+    if name == "fsdp" and (model.shards or not stage):
         if not model.shards:
             raise ValueError(
                 f"trainer.strategy=fsdp: {type(model).__name__} cannot be trained in shards; each "
