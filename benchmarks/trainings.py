@@ -19,10 +19,10 @@ class InMemory(LightningDataModule):
 
 
 class Stopwatch(Callback):
-    """CPU seconds a batch, after the first `warm` ones."""
+    """CPU seconds a batch, after the first `warm` ones and before the last `cool` ones."""
 
-    def __init__(self, warm: int = 1) -> None:
-        self.warm = warm
+    def __init__(self, warm: int = 1, cool: int = 0) -> None:
+        self.warm, self.cool = warm, cool
         self.ends: list[float] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -30,4 +30,5 @@ class Stopwatch(Callback):
 
     @property
     def seconds(self) -> float:
-        return (self.ends[-1] - self.ends[self.warm - 1]) / (len(self.ends) - self.warm)
+        timed = self.ends[self.warm - 1 : len(self.ends) - self.cool]
+        return (timed[-1] - timed[0]) / (len(timed) - 1)

@@ -295,7 +295,11 @@ def test_a_job_has_its_folder_alone(tmp_path: Path) -> None:
     )
     with job.alone(tmp_path):
         done = door("-c", code)
+        by_hand = door("train.py", *mini_overrides(MODEL, tmp_path), f"hydra.run.dir={tmp_path}")
     assert "is being trained in by another process" in done.stderr
+    assert by_hand.returncode == 2
+    assert f"{tmp_path} is being trained in by another process" in by_hand.stderr
+    assert not (tmp_path / "metrics.csv").exists()
     assert door("-c", code).returncode == 0
 
 

@@ -214,3 +214,26 @@ def test_the_last_batches_are_looked_at_too(tmp_path: Path) -> None:
 def test_never_is_not_a_choice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"callbacks.guard.every=0; .*callbacks.guard=null"):
         guard(tmp_path, every=0)
+
+
+@pytest.mark.parametrize("make", [Breaking, Two])
+def test_one_norm_serves_the_guard_and_clipping(
+    make: type[Breaking], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = {"gradient_clip_val": 0.05} if make is Breaking else {}
+    alone, guarded = make(), make()
+    toy.fit(alone, batches=4, **clip)
+    norms = []
+
+    def counted(tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
+        norms.append(measure(tensors, *args, **kwargs))
+        return norms[-1]
+
+    measure = nn.utils.get_total_norm
+    monkeypatch.setattr(nn.utils, "get_total_norm", counted)
+    monkeypatch.delattr(nn.utils, "clip_grad_norm_")  # which measures for itself
+    toy.fit(guarded, [guard(tmp_path)], batches=4, **clip)
+    assert len(norms) == (4 if make is Breaking else 8)
+    assert len({float(norm) for norm in norms}) == len(norms), "each of its own gradients"
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(guarded.state_dict()[name], weight), name

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,16 +81,12 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        gradients = [
-            p.grad
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
+        assert isinstance(pl_module, Trainee)
         # The scaler of float16 leaves out steps whose gradients overflow, which is no fault.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if gradients and not scaled:
-            self._bad.append(~total_norm(gradients).isfinite())
+        if not scaled:
+            norm = whole(pl_module.gradient_norm(optimizer)).to(pl_module.device)
+            self._bad.append(~norm.isfinite())
         if self._exact and self._bad:
             bad = torch.stack(self._bad).any()
             self._bad = []
@@ -233,16 +228,15 @@ def told(found: Found, spoilt: list[str]) -> str:
     return "; ".join(parts)
 
 
-def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+def whole(norm: Tensor) -> Tensor:
     """(); of shards that all ranks have, and then all ranks have to ask."""
-    norm = nn.utils.get_total_norm(tensors)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def not_finite(module: LightningModule) -> list[str]:
     """Names of trained weights that are not finite."""
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    if not trained or bool(total_norm(list(trained.values())).isfinite()):
+    if bool(whole(nn.utils.get_total_norm(list(trained.values()))).isfinite()):
         return []
     return [name for name, weight in trained.items() if not is_finite(weight)]
 

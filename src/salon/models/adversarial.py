@@ -159,8 +159,7 @@ class Adversarial(TextToImage, Generic[P]):
     ) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss.total)
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self.gradient_norm(optimizer)
         if self.gradient_clip:  # 0 is off, as Lightning has it
             nn.utils.clip_grads_with_norm_(network.parameters(), self.gradient_clip, norm)
         told = {"loss": loss.total, "grad_norm": norm, **loss.told}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -41,6 +42,7 @@ class Trainee(LightningModule):
         # What a checkpoint needs to rebuild this module; `salon.checkpoint` reads and writes it.
         self.recipe: dict[str, Any] = {}
         self._frozen: list[nn.Module] = []
+        self._norm: Tensor | None = None
 
     # -- parts that are used and not trained ---------------------------------------------------
 
@@ -145,6 +147,29 @@ class Trainee(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self._norm = None
+
+    def gradient_norm(self, optimizer: Optimizer | LightningOptimizer) -> Tensor:
+        """() of the gradients that `optimizer` is about to follow, before clipping; computed once
+        for each backward pass. Of shards it is one rank's share, to be asked for by all ranks."""
+        if self._norm is None:
+            weights = (p for group in optimizer.param_groups for p in group["params"])
+            self._norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        return self._norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self._norm is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:  # known already: somebody has asked for it
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, self._norm)
 
     def own_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The Trainer's options, less what this module sees to itself.

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import salon.multirun.names  # noqa: F401  (the resolvers, for jobs in other processes)
-from salon import checkpoint, checks, run, stages
+from salon import checkpoint, checks, ranks, run, stages
 from salon.config import to_plain
 from salon.multirun import status
 
@@ -43,12 +43,15 @@ def train(cfg: DictConfig) -> run.Value:
     if hydra.mode == RunMode.MULTIRUN:
         basic = hydra.sweeper._target_.endswith(".BasicSweeper")
         return _in_multirun(cfg, folder, overrides, tell=not basic)
-    if status.read(folder) is not None:  # of a multirun, by hand
-        with told(folder, overrides) as said:
-            said["objective"] = run.train(run.resumed(cfg, overrides), folder)
-        return said["objective"]
-    with interruptible():
-        return run.train(run.resumed(cfg, overrides), folder)
+    if ranks.first():
+        checks.writable(folder)
+    with alone(folder) if ranks.first() else contextlib.nullcontext():
+        if status.read(folder) is not None:  # of a multirun, by hand
+            with told(folder, overrides) as said:
+                said["objective"] = run.train(run.resumed(cfg, overrides), folder)
+            return said["objective"]
+        with interruptible():
+            return run.train(run.resumed(cfg, overrides), folder)
 
 
 def _in_multirun(cfg: DictConfig, folder: Path, overrides: list[str], *, tell: bool) -> run.Value:
@@ -77,7 +80,10 @@ def alone(folder: Path) -> Iterator[None]:
         with FileLock(folder / ".job.lock", timeout=0):
             yield
     except Timeout:
-        raise ValueError(f"{folder} is being trained in by another process") from None
+        raise ValueError(
+            f"{folder} is being trained in by another process; wait for its end, or train into "
+            "another folder: hydra.run.dir=FOLDER, of a multirun hydra.sweep.dir=FOLDER"
+        ) from None
 
 
 @contextlib.contextmanager
