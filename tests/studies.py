@@ -62,7 +62,7 @@ def study(
             )
         )
     about = {
-        "command": ["python", "train.py", "-m", "+sweep=tpe", "model=cvae", "seed=1"],
+        "command": "python train.py -m +sweep=tpe model=cvae seed=1",
         "overrides": ["+sweep=tpe", "model=cvae", "seed=1"],
         "keys": [LR, WIDTH],
         "objective": list(objectives),

@@ -47,8 +47,12 @@ ROOMS: dict[str, set[str]] = {
         "precompute", "ranks", "stages",
     },
     "rank": set(),  # a door
-    "multirun": {"callbacks", "checkpoint", "checks", "config", "files", "run", "stages"},
-    "search": {"after", "callbacks", "checks", "config", "files", "jury", "run", "stages"},
+    "multirun": {
+        "callbacks", "checkpoint", "checks", "config", "files", "ranks", "run", "stages",
+    },
+    "search": {
+        "after", "callbacks", "checks", "config", "files", "jury", "multirun", "run", "stages",
+    },
     "interpolate": {"models", "text", "types"},
     "draw": {"checkpoint", "config", "interpolate", "models", "pictures", "salon"},
     "salon": set(),

@@ -31,8 +31,7 @@ class Benchmark(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.folder = Path(config.hydra.sweep.dir)
-        words = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
-        self.command = plan.command(["-m", *(w for w in words if "hydra.mode=" not in w)])
+        self.command = plan.given(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         after.due.append(lambda: print(f"report: {self.conclude()}"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -313,10 +314,16 @@ def show(sheet: Sheet, path: Path, made: dict[str, Any]) -> Sheet:
 
 def table(told: Told) -> Table:
     """Rows are numbers, columns are splits and sets of prompts."""
-    shown = Table(title="the jury (± half of a 95 % interval)", title_justify="left")
-    shown.add_column("")
+    shown = Table(
+        title="the jury (± half of a 95 % interval)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    shown.add_column("", no_wrap=True)
     for split in told:
-        shown.add_column(split, justify="right")
+        words = split.split("_")
+        shown.add_column(" ".join(words), justify="right", min_width=max(map(len, words)))
     for name in ordered({name for numbers in told.values() for name in numbers}):
         cells = [said(numbers.get(name)) for numbers in told.values()]
         shown.add_row(name.replace("prompt_accuracy/", "  "), *cells)
@@ -332,5 +339,9 @@ def said(number: Number | None) -> str:
     if number is None:
         return ""
     if number.low is None or number.high is None:
-        return f"{number.value:.3f}"
-    return f"{number.value:.3f} ±{(number.high - number.low) / 2:.3f}"
+        return short(number.value)
+    return f"{short(number.value)} ±{short((number.high - number.low) / 2)}"
+
+
+def short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 LONGEST = 120  # letters; file systems end at 255 bytes
@@ -39,11 +40,16 @@ def remember_swept(config: DictConfig) -> None:
     The sweep as a whole knows, and no job does. So it is kept where Hydra keeps `now`: in the cache
     of the sweep's config, which every job gets, in whatever process.
     """
+    OmegaConf.get_cache(config)[SWEPT][()] = ",".join(one.key_or_group for one in swept(config))
+
+
+def swept(config: DictConfig) -> list[Override]:
+    """What has several values: of the sweeper's config, and of the command line, which wins."""
     params = config.hydra.sweeper.get("params") or {}
     words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     parsed = OverridesParser.create().parse_overrides(words)
-    keys = dict.fromkeys(one.key_or_group for one in parsed if one.is_sweep_override())
-    OmegaConf.get_cache(config)[SWEPT][()] = ",".join(keys)
+    last = {one.key_or_group: one for one in parsed}
+    return [one for one in last.values() if one.is_sweep_override()]
 
 
 SWEPT = "salon.swept"

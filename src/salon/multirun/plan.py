@@ -100,6 +100,12 @@ def command(words: Iterable[str]) -> str:
     return shlex.join([*COMMAND, *words])
 
 
+def given(config: DictConfig) -> str:
+    """The command that this multirun was started with."""
+    words = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
+    return command(["-m", *(word for word in words if not word.startswith("hydra.mode="))])
+
+
 def _dir(key: str, folder: Path) -> str:
     """An override, quoted where Hydra would read the folder's name as more than a name."""
     parser = OverridesParser.create()

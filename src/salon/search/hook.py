@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from salon import after, files
 from salon.checks import listed
+from salon.multirun import names, plan
 from salon.search import report
 from salon.search.study import ABOUT, JOB, TRIAL, load
 
@@ -46,9 +47,9 @@ class Search(Callback):
             if "n_trials" in sweeper:
                 self._go_on(config)
         told = {
-            "command": command_of(config),
+            "command": plan.given(config),
             "overrides": fixed(config),
-            "keys": keys_of(config),
+            "keys": [one.get_key_element().lstrip("+") for one in names.swept(config)],
             "objective": listed(config.objective),
             "direction": listed(config.direction),
             "storage": sweeper.get("storage"),
@@ -120,23 +121,8 @@ def numbered(config: DictConfig, trial: Any) -> None:
         )
 
 
-def keys_of(config: DictConfig) -> list[str]:
-    """What is searched: of the sweeper's config, and of the command line."""
-    words = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
-    searched: dict[str, bool] = {}
-    words += config.hydra.overrides.task
-    for one in OverridesParser.create().parse_overrides(words):
-        searched[one.get_key_element().lstrip("+")] = one.is_sweep_override()
-    return [key for key, yes in searched.items() if yes]
-
-
 def fixed(config: DictConfig) -> list[str]:
     """The words of the command line that every trial shares."""
     words = list(config.hydra.overrides.task)
     parsed = OverridesParser.create().parse_overrides(words)
     return [w for w, one in zip(words, parsed, strict=True) if not one.is_sweep_override()]
-
-
-def command_of(config: DictConfig) -> list[str]:
-    words = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
-    return ["python", "train.py", "-m", *(w for w in words if not w.startswith("hydra.mode="))]

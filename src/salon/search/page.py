@@ -86,7 +86,7 @@ def page(study: Study, again: Sequence[tuple[Trial, list[str]]]) -> str:
             _section("The search", el("div", figures, class_="plates")),
             _section("Settings side by side", _figure("Complete trials", parallel, PARALLEL)),
             _section("Every trial", el("div", _table(study), class_="scroll")),
-            _section("Made by", el("pre", el("code", shlex.join(study.command)))),
+            _section("Made by", el("pre", el("code", study.command))),
         ),
         el("footer", "Written by Salon. Beside this page: study.csv."),
     )

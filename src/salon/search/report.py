@@ -98,7 +98,7 @@ def publish(study: Study, node: Mapping[str, Any]) -> str:
         "search": study.name,
         "objective": list(study.objectives),
         "direction": list(study.directions),
-        "command": shlex.join(study.command),
+        "command": study.command,
         "best": [one._asdict() | {"folder": str(one.folder)} for one in best],
     }
     numbers = {"trials": len(study.trials), "complete": len(study.complete)}

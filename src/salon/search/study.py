@@ -36,7 +36,7 @@ class Study(NamedTuple):
     name: str
     objectives: tuple[str, ...]
     directions: tuple[str, ...]
-    command: list[str]
+    command: str
     fixed: list[str]  # words of the command line that every trial shares
     trials: list[Trial]
 
