@@ -182,8 +182,8 @@ def trainer(
         accelerator="cpu", callbacks=list(callbacks), logger=list(loggers),
         max_epochs=1, max_steps=-1, limit_train_batches=batches,
         val_check_interval=validate_every, check_val_every_n_epoch=1, num_sanity_val_steps=0,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        use_distributed_sampler=False, **({"devices": 1} | options),
+        enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False,
+        **({"devices": 1, "enable_progress_bar": False} | options),
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from salon.callbacks.loggers import MetricsCsv, Rewind
 from salon.callbacks.save import SaveLast
 from salon.callbacks.wandb_run import WandbOnClock
 from salon.config import MODEL_ROOMS, TARGET, build, to_plain
-from salon.models.base import Trainee, chance
+from salon.models.base import NEVER, Trainee, chance
 
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
@@ -151,7 +151,6 @@ def _train(cfg: DictConfig, folder: Path) -> Value:
 # What decides the numbers that a run ends with.
 DECISIVE = ("model", "data", "batch_size", "budget", "seed", "callbacks", "metrics")
 SAVE_BEST = "salon.callbacks.best.SaveBest"
-NEVER = 2**40  # batches of a run that seconds or operations end
 
 
 def make_model(cfg: DictConfig, ready: dict[str, stages.Part], identity: str) -> Trainee:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
 from torch import Tensor
@@ -19,6 +20,7 @@ from salon.callbacks import progress
 from salon.callbacks.cost import Cost
 from salon.callbacks.loggers import MetricsCsv, Rewind
 from salon.callbacks.save import SaveLast
+from salon.models.base import NEVER
 from salon.types import Batch
 
 
@@ -102,6 +104,44 @@ def test_lines_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         "batch 1 of 3", "batch 2 of 3", "batch 3 of 3",
     ]  # fmt: skip
     assert sum(line.startswith("val/loss ") for line in lines) == 1
+
+
+class Half(Callback):
+    """Learns after the second batch that seconds will end the run in the fourth."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if pl_module.batches_seen == 2:
+            pl_module.expected = 4
+        trainer.should_stop = pl_module.batches_seen == 4
+
+
+def test_how_far_it_is_where_no_batch_is_the_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: False)
+    toy.fit(toy.Toy(), [Half(), progress.Progress()], batches=NEVER, validate_every=NEVER)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("batch")] == [
+        "batch 1", "batch 2 of about 4", "batch 3 of about 4", "batch 4 of about 4",
+    ]  # fmt: skip
+
+
+def test_the_end_of_a_bar_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True)
+    ends = []
+
+    class Seen(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            ends.append(bar.train_progress_bar.total)
+
+    bar = progress.Progress()
+    assert isinstance(bar, progress.Bar)
+    toy.fit(
+        toy.Toy(), [Half(), bar, Seen()], batches=NEVER, validate_every=NEVER,
+        enable_progress_bar=True,
+    )  # fmt: skip
+    assert ends == [float("inf"), 4, 4, 4]
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from salon.types import Batch, Text
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 Schedule = Callable[[int, int], float]  # (batches seen, batches in the budget) -> factor
+NEVER = 2**40  # batches of a run that seconds or operations end, as long as its pace is unknown
 
 
 class Trainee(LightningModule):
