@@ -355,8 +355,9 @@ def test_medians_are_of_what_was_shown_by_then() -> None:
     assert prune.worse_than_median({4: 2.0, 8: 5.0}, [{8: 1.0}])
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_pruned_run_says_so_and_returns_what_it_had(
-    mini: Callable[..., DictConfig], tmp_path: Path
+    mini: Callable[..., DictConfig], tmp_path: Path, ranks: int
 ) -> None:
     storage = crafted(tmp_path, [{16: -1.0, 32: -1.0}])
     node = {
@@ -364,7 +365,9 @@ def test_a_pruned_run_says_so_and_returns_what_it_had(
         "objective": "val/loss", "direction": "minimize", "rule": "median", "startup_trials": 1,
         "warmup_images": 1, "keep": 3,
     }  # fmt: skip
-    cfg = mini("cvae/tiny", "objective=val/loss", "direction=minimize", "resume=auto")
+    several = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={ranks}"]
+    several = [*several, "trainer.precision=32-true"] if ranks > 1 else []
+    cfg = mini("cvae/tiny", "objective=val/loss", "direction=minimize", "resume=auto", *several)
     OmegaConf.set_struct(cfg, False)
     cfg.callbacks.prune = node
     value = run.train(cfg, tmp_path / "run")
@@ -373,7 +376,7 @@ def test_a_pruned_run_says_so_and_returns_what_it_had(
     assert summary["batches"] == 2
     assert value == summary["metrics"]["val/loss"]
     told = optuna.load_study(study_name="s", storage=storage).trials[1]
-    assert told.intermediate_values == {16: pytest.approx(value)}
+    assert told.intermediate_values == {16 * ranks: pytest.approx(value)}
     assert run.train(cfg, tmp_path / "run") == value, "it is finished"
 
 

@@ -320,7 +320,6 @@ def conclude(
         "images_seen": model.images_seen,
         "data": data.identity,
         "metrics": metrics,
-        "pruned": any(getattr(one, "pruned", False) for one in trainer.callbacks),  # type: ignore[attr-defined]
         **remarks,
     }
     summary["stages"] = stages.costs(model.recipe["stages"], Path(cfg.stages_dir))

@@ -89,6 +89,10 @@ class Prune(Callback):
                 seen = f"{pl_module.images_seen:,} images"
                 print(f"pruned after {seen} by the {self.rule} rule", flush=True)
 
+    def remarks(self, trainer: Trainer) -> dict[str, Any]:
+        """What summary.json says of it."""
+        return {"pruned": self.pruned}
+
     def _report(self, trainer: Trainer, module: Trainee) -> bool:
         """Whether the rule says that the trial is hopeless."""
         if self.objective not in trainer.callback_metrics:
