@@ -71,9 +71,17 @@ def test_what_needs_no_model_stands_beside_it(heard: Path) -> None:
     assert set(told) == {
         "tiny", "real pictures", "shuffled captions", "nearest caption", "mean image",
     }  # fmt: skip
-    accuracy = {name: one.metrics["test"]["prompt_accuracy"].value for name, one in told.items()}
-    assert accuracy["real pictures"] >= 0.9
-    assert accuracy["shuffled captions"] == accuracy["mean image"] == 0
+    for split in ("test", "heldout"):
+        numbers = {name: one.metrics[split] for name, one in told.items()}
+        accuracy = {name: told["prompt_accuracy"].value for name, told in numbers.items()}
+        assert accuracy["real pictures"] >= 0.9
+        assert accuracy["shuffled captions"] == accuracy["mean image"] == 0
+        assert accuracy["nearest caption"] < 1
+        hits = told["real pictures"].hits
+        assert hits is not None
+        assert sum(hits[split]) / 16 == accuracy["real pictures"]
+    # No training picture shows a held-out composition.
+    assert numbers["nearest caption"]["prompt_accuracy"].value == 0
     assert told["real pictures"].mark == "ceiling"
     distance = {name: one.metrics["test"]["fd"].value for name, one in told.items()}
     assert distance["real pictures"] < distance["mean image"]

@@ -23,48 +23,62 @@ from salon.jury.protocol import Exhibits, JuryData, exhibits
 from salon.jury.record import Record, Scalar
 
 CHUNK = 256  # captions that the tower reads at a time
+MARKS = {"real pictures": "ceiling", "shuffled captions": "chance"}
 
 
 def baselines(
-    hearing: Hearing, data: JuryData, *, split: str, number: int, train: int,
+    hearing: Hearing, data: JuryData, *, splits: Sequence[str], number: int, train: int,
     protocol: dict[str, Scalar], shown: int,
 ) -> list[Record]:  # fmt: skip
-    """A record of each, on the first `number` of a split and `train` training pictures."""
-    hung, learnt = hearing.hang(data, split, number), exhibits(data, "train", train)
-    real = hearing.real(data, split, hung.shown.real)
+    """A record of each, on the first `number` of every split and `train` training pictures."""
+    learnt = exhibits(data, "train", train)
     features = hearing.real(data, "train", learnt.real)
+    heard = {split: _of(hearing, data, split, number, learnt, features) for split in splits}
+    records = []
+    for label, sheet in heard[splits[0]].items():
+        metrics = {split: sheets[label].numbers for split, sheets in heard.items()}
+        hits = {split: sheets[label].hits for split, sheets in heard.items()}
+        obeyed = {split: found for split, found in hits.items() if found is not None} or None
+        records.append(
+            Record(
+                label, "baseline", None, "", protocol, {}, metrics, MARKS.get(label),
+                wall=wall(sheet, shown), hits=obeyed,
+            )
+        )  # fmt: skip
+    return records
+
+
+def _of(
+    hearing: Hearing, data: JuryData, split: str, number: int, learnt: Exhibits, features: Tensor
+) -> dict[str, Sheet]:
+    """Each by its label; `features` are those of the training pictures `learnt`."""
+    hung = hearing.hang(data, split, number)
+    real = hearing.real(data, split, hung.shown.real)
     captions, apart = hung.captions, trial.distances(real, features)
     order = torch.arange(len(captions)).roll(1)
 
     def nearest() -> Tensor:
         return learnt.real[nearest_captions(hearing, captions, captions_of(learnt))]
 
-    made: dict[str, tuple[str | None, Callable[[], Tensor]]] = {
-        "real pictures": ("ceiling", lambda: hung.shown.real),
-        "shuffled captions": ("chance", lambda: hung.shown.real[order]),
-        "nearest caption": (None, nearest),
-        "mean image": (None, lambda: learnt.real.mean(0, keepdim=True).expand_as(hung.shown.real)),
+    made: dict[str, Callable[[], Tensor]] = {
+        "real pictures": lambda: hung.shown.real,
+        "shuffled captions": lambda: hung.shown.real[order],
+        "nearest caption": nearest,
+        "mean image": lambda: learnt.real.mean(0, keepdim=True).expand_as(hung.shown.real),
     }
-    records = []
-    for label, (mark, make) in made.items():
+    sheets = {}
+    for label, make in made.items():
         images = make()
         told, hits = scenes(images, hung)
         told |= trial.aligned(images, captions, hearing.tower)
         # Real pictures against themselves have no distance, so they stand against training's.
-        if label in ("real pictures", "shuffled captions"):
+        if label in MARKS:
             told |= apart
         else:
             drawn = hearing.of_images(images)
             told |= trial.distances(real, drawn) | trial.copying(features, real, drawn)[0]
-        sheet = Sheet(images, captions, told)
-        hung_up, obeyed = wall(sheet, shown), None if hits is None else {split: hits}
-        metrics = {split: told}
-        records.append(
-            Record(
-                label, "baseline", None, "", protocol, {}, metrics, mark, wall=hung_up, hits=obeyed
-            )
-        )
-    return records
+        sheets[label] = Sheet(images, captions, told, hits)
+    return sheets
 
 
 def captions_of(shown: Exhibits) -> list[str]:

@@ -78,7 +78,7 @@ def _evaluate(cfg: DictConfig) -> Told:
     with bar() as progress:
         record, sheets = heard(cfg, hearing, data, run, out, made, progress)
     found = baselines(
-        hearing, data, split=str(draw.as_list(cfg.splits)[0]), number=cfg.images,
+        hearing, data, splits=[str(one) for one in draw.as_list(cfg.splits)], number=cfg.images,
         train=cfg.train_images or cfg.images, protocol=record.protocol, shown=cfg.wall,
     ) if cfg.baselines else []  # fmt: skip
     told = record.metrics

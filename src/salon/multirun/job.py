@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 import salon.multirun.names  # noqa: F401  (the resolvers, for jobs in other processes)
 from salon import checkpoint, checks, ranks, run, stages
 from salon.config import to_plain
-from salon.multirun import status
+from salon.multirun import gpus, status
 
 log = logging.getLogger(__name__)
 MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of users; see `doors`
@@ -63,6 +63,7 @@ def _in_multirun(cfg: DictConfig, folder: Path, overrides: list[str], *, tell: b
     try:
         with alone(folder), told(folder, overrides) as said, logged(folder):
             use_cores()
+            gpus.take_one(HydraConfig.get().launcher, cfg.trainer)
             cfg = settled(cfg, overrides, folder, trainable=True)
             said["found"] = run.finished(cfg, folder)
             said["objective"] = run.train(cfg, folder)
