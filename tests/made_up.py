@@ -145,7 +145,7 @@ def benchmark(seeds: int = 3) -> list[Record]:
     return [
         *records,
         baseline("real against real", 1.0, "ceiling"),
-        baseline("nearest training picture", 0.42),
+        baseline("nearest caption", 0.42),
         baseline("shuffled captions", 0.02, "chance"),
         baseline("mean picture", 0.0),
     ]

@@ -107,6 +107,12 @@ def test_every_seed_is_a_dot(whole: Page) -> None:
     assert len(dots) == runs * columns
 
 
+def test_what_the_nearest_caption_can_and_cannot_is_said_where_it_stands(whole: Page) -> None:
+    told = "Nearest caption is what a search among the training pictures shows"
+    assert told in whole.text
+    assert told not in Page(html([run("df_gan", 0)])).text
+
+
 def test_the_best_are_bold_and_none_where_all_are_equal() -> None:
     def bold(*values: float) -> int:
         records = [

@@ -91,6 +91,15 @@ def _section(number: int, one: Section) -> Html:
     return el("section", title, shown, id=one.id, aria_labelledby=f"{one.id}-title")
 
 
+def _nearest(report: Report) -> str:
+    if all(row.label != "nearest caption" for row in report.baselines):
+        return ""
+    return (
+        " Nearest caption is what a search among the training pictures shows: it can obey where a "
+        "composition occurs in training, and not where it is held out."
+    )
+
+
 def _sections(report: Report) -> list[Section]:
     return [
         Section(
@@ -98,7 +107,8 @@ def _sections(report: Report) -> list[Section]:
             "The ranking",
             "Means over training seeds; every seed is a dot, on a scale that its column shares. In "
             "brackets 95 % intervals: Student's t over seeds where there are two or more, else "
-            "over the pictures of the one run. Bold: the best mean. A heading sorts.",
+            "over the pictures of the one run. Bold: the best mean. A heading sorts."
+            + _nearest(report),
             tables.ranking(report),
             "No record carries a metric: the ranking is left out.",
         ),
