@@ -20,7 +20,7 @@ from conftest import ROOT
 from made_up import benchmark, run
 from salon.jury.charts import DASHES, Look, axis
 from salon.jury.page import files
-from salon.jury.record import Number, Open, Record
+from salon.jury.record import Number, Open, Record, Setting
 from salon.jury.style import DARK, LIGHT
 
 ATTACK = "<script>alert('x')</script>\"onload=\"alert(1)"
@@ -105,6 +105,17 @@ def test_every_seed_is_a_dot(whole: Page) -> None:
     runs = 6 * 3 - 1 + 4  # one failed; four baselines
     columns = 9  # eight metrics of the first split, and the accuracy of the other
     assert len(dots) == runs * columns
+
+
+def test_a_line_leads_through_the_values_of_one_setting() -> None:
+    told = run("latent_diffusion", 0)
+    steps, guided = (
+        Setting({key: value}, {"fd": 10.0 * value}, 1e7 * value, None)
+        for key, value in (("steps", 2), ("guidance", 3.0))
+    )
+    page = Page(html([told._replace(sweep=(steps, steps._replace(sample_flops=9e7), guided))]))
+    for varied in ("steps", "guidance"):
+        assert page.text.count(f"latent_diffusion, seed 0, {varied}") == 1
 
 
 def test_what_the_nearest_caption_can_and_cannot_is_said_where_it_stands(whole: Page) -> None:

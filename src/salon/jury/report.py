@@ -50,11 +50,20 @@ METRICS = {
 }
 
 
+# Of the accuracy by parts, those whose name alone does not tell.
+PARTS = {
+    "all/one": "all, one object",
+    "all/two": "all, two objects",
+    "relation/given_both": "relation, where both objects are right",
+}
+
+
 def metric_of(name: str) -> Metric:
     """An attribute's share, such as prompt_accuracy/shape, is a share too."""
     if name.startswith("prompt_accuracy"):
+        plain = name.replace("prompt_accuracy/", "")
         return METRICS["prompt_accuracy"]._replace(
-            title=name.replace("prompt_accuracy/", "").replace("_", " "), told=""
+            title=PARTS.get(plain, plain.replace("_", " ")), told=""
         )
     return METRICS.get(name, Metric(name))
 

@@ -113,10 +113,10 @@ def sweeps(report: Report) -> Html | None:
         figures = []
         for name in names:
             series = [
-                Series(run_name(row, record), looks(report)[row.name], spots)
+                Series(f"{run_name(row, record)}, {varied}", looks(report)[row.name], spots)
                 for row in report.models
                 for record in row.records
-                if (spots := list(_settings(row, record, field, name)))
+                for varied, spots in _settings(row, record, field, name).items()
             ]
             if series:
                 figures.append(_lines(series, title, name, every_marker=True))
@@ -129,14 +129,18 @@ def sweeps(report: Report) -> Html | None:
     )
 
 
-def _settings(row: Row, record: Record, field: str, name: str) -> Iterator[Spot]:
+def _settings(row: Row, record: Record, field: str, name: str) -> dict[str, list[Spot]]:
+    """By what was varied: a line leads through the values of one setting."""
+    found: dict[str, list[Spot]] = {}
     for setting in record.sweep:
         cost = getattr(setting, field)
         if cost is not None and name in setting.metrics:
             note = (
                 f"{run_name(row, record)}: {settings(setting)}, {show(name, setting.metrics[name])}"
             )
-            yield Spot(cost, setting.metrics[name], note)
+            varied = " and ".join(setting.settings) or "as trained"
+            found.setdefault(varied, []).append(Spot(cost, setting.metrics[name], note))
+    return found
 
 
 def settings(setting: Setting) -> str:
