@@ -176,6 +176,24 @@ def test_equal_budgets_are_what_the_thriftiest_run_spent() -> None:
     assert not equal_budgets(collect([slow, fast._replace(curve=())]), "prompt_accuracy")
 
 
+def test_runs_of_equal_seconds_are_compared_at_their_ends() -> None:
+    """They end between two batches: at 299.3 s and 300 s."""
+    first, second = run("latent_diffusion", 0), run("cvae", 0)
+    first, second = (
+        one._replace(curve=(*one.curve[:3], one.curve[3]._replace(seconds=seconds)))
+        for one, seconds in ((first, 300.0), (second, 299.3))
+    )
+    [found] = [
+        one
+        for one in equal_budgets(collect([first, second]), "prompt_accuracy")
+        if one.axis == "seconds"
+    ]
+    assert found.spent == 299.3
+    for one in (first, second):
+        last = one.curve[-1].metrics["prompt_accuracy"]
+        assert found.values[one.label].mean == last
+
+
 def test_a_report_needs_little() -> None:
     bare = Record(
         "only", "VAE", 0, "last", {}, {}, {"test": {"new": share(0.5)}}, cost=Cost(flops={})

@@ -297,6 +297,9 @@ def seeds_of(row: Row) -> str:
     return str(done) if done == begun else f"{done} of {begun}"
 
 
+SLACK = 0.01  # runs of equal seconds end between two batches, and not at the same moment
+
+
 class Budget(NamedTuple):
     axis: str
     spent: float  # as much as every one of the rows has spent
@@ -322,7 +325,8 @@ def equal_budgets(report: Report, name: str) -> list[Budget]:
         spent = min(points[-1][0] for seeds in curves.values() for points in seeds.values())
         values = {}
         for who, seeds in curves.items():
-            within = {s: [v for x, v in points if x <= spent] for s, points in seeds.items()}
+            limit = spent * (1 + SLACK)
+            within = {s: [v for x, v in points if x <= limit] for s, points in seeds.items()}
             told = summarize(name, [(seed, Number(v[-1])) for seed, v in within.items() if v])
             if told is not None:
                 values[who] = told
