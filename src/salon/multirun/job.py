@@ -43,9 +43,10 @@ def train(cfg: DictConfig) -> run.Value:
     if hydra.mode == RunMode.MULTIRUN:
         basic = hydra.sweeper._target_.endswith(".BasicSweeper")
         return _in_multirun(cfg, folder, overrides, tell=not basic)
-    if ranks.first():
+    first = ranks.declared()[0] == 0  # of processes that have not met yet
+    if first:
         checks.writable(folder)
-    with alone(folder) if ranks.first() else contextlib.nullcontext():
+    with alone(folder) if first else contextlib.nullcontext():
         if status.read(folder) is not None:  # of a multirun, by hand
             with told(folder, overrides) as said:
                 said["objective"] = run.train(run.resumed(cfg, overrides), folder)
