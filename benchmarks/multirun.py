@@ -9,6 +9,7 @@ composing, workers.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -47,7 +48,7 @@ def seconds(launcher: list[str], jobs: int, root: Path, sweep: Path) -> float:
     return time.perf_counter() - start
 
 
-def main(jobs: int = 4, rounds: int = 2) -> None:
+def main(jobs: int, rounds: int) -> None:
     taken: dict[str, list[float]] = {name: [] for name in LAUNCHERS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -68,4 +69,8 @@ def main(jobs: int = 4, rounds: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("jobs", type=int, nargs="?", default=4)
+    parser.add_argument("rounds", type=int, nargs="?", default=2)
+    told = parser.parse_args()
+    main(told.jobs, told.rounds)
