@@ -1,6 +1,6 @@
 """Jobs at a time against one after another, in wall time.
 
-    python benchmarks/multirun.py [JOBS] [ROUNDS]
+    python benchmarks/multirun.py [JOBS] [ROUNDS] [BATCHES]
 
 The same small jobs by `hydra/launcher=processes hydra.launcher.n_jobs=2` and by the default
 launcher, in turns; stages and data are made before. Both include what a command costs: imports,
@@ -26,7 +26,6 @@ SMALL = [
     "model=cvae/tiny", "logger=csv", "data.resolution=16", "data.window=20", "data.shard_size=100",
     "data.samples={train: 400, val: 32, test: 32, heldout: 32}", "data.val_samples=32",
     "callbacks.samples=null", "callbacks.quality=null", "batch_size=32",
-    "budget={batches: 200, validate_every: 200, checkpoint_every: 200}",
     'text.overrides=["batch_size=8","budget.batches=2","budget.validate_every=2"]',
 ]  # fmt: skip
 LAUNCHERS = {
@@ -35,12 +34,13 @@ LAUNCHERS = {
 }
 
 
-def seconds(launcher: list[str], jobs: int, root: Path, sweep: Path) -> float:
+def seconds(launcher: list[str], jobs: int, batches: int, root: Path, sweep: Path) -> float:
     """Wall time of a command that trains `jobs` jobs with as many learning rates."""
+    each = f"batches: {batches}, validate_every: {batches}, checkpoint_every: {batches}"
     rates = ",".join(f"{1e-4 * (i + 1):g}" for i in range(jobs))
     places = [f"data.root={root}/data", f"stages_dir={root}/stages", f"hydra.sweep.dir={sweep}"]
     start = time.perf_counter()
-    words = [*SMALL, *places, *launcher, f"model.optimizer.lr={rates}"]
+    words = [*SMALL, f"budget={{{each}}}", *places, *launcher, f"model.optimizer.lr={rates}"]
     command = [sys.executable, "train.py", "-m", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
@@ -48,17 +48,18 @@ def seconds(launcher: list[str], jobs: int, root: Path, sweep: Path) -> float:
     return time.perf_counter() - start
 
 
-def main(jobs: int, rounds: int) -> None:
+def main(jobs: int, rounds: int, batches: int) -> None:
     taken: dict[str, list[float]] = {name: [] for name in LAUNCHERS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        seconds(LAUNCHERS["one after another"], 1, root, root / "before")
+        seconds(LAUNCHERS["one after another"], 1, 2, root, root / "before")
         for i in range(rounds):
             for name, launcher in LAUNCHERS.items():
-                taken[name].append(seconds(launcher, jobs, root, root / f"{i}_{name[:3]}"))
+                taken[name].append(seconds(launcher, jobs, batches, root, root / f"{i}_{name[:3]}"))
     medians = {name: statistics.median(values) for name, values in taken.items()}
     first = medians["one after another"]
-    title = f"{jobs} jobs, {rounds} rounds, {os.cpu_count()} cores: seconds of wall time"
+    what = f"{jobs} jobs of {batches} batches, {rounds} rounds, {os.cpu_count()} cores"
+    title = f"{what}: seconds of wall time"
     table = Table(title=title)
     for column in ("launcher", "median", "all", "speed-up"):
         table.add_column(column)
@@ -72,5 +73,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("jobs", type=int, nargs="?", default=4)
     parser.add_argument("rounds", type=int, nargs="?", default=2)
+    parser.add_argument("batches", type=int, nargs="?", default=1000)
     told = parser.parse_args()
-    main(told.jobs, told.rounds)
+    main(told.jobs, told.rounds, told.batches)
