@@ -13,7 +13,6 @@ another one, see adversarial.py. README.md beside this file has results.
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def by_hand(cfg: DictConfig, model: Any, batches: list[Batch]) -> float:
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: model.schedule(i, len(batches)))
     averaged = [p for p in model.averaged.state_dict().values() if p.is_floating_point()]
     average = [p.clone() for p in averaged]
-    ends = []
+    watch = Stopwatch(WARM, cool=1)
     model.train()
     for i, batch in enumerate(batches):
         torch.manual_seed(i)
@@ -71,9 +70,9 @@ def by_hand(cfg: DictConfig, model: Any, batches: list[Batch]) -> float:
         rate.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, averaged, 0.01)
-        ends.append(time.process_time())
+        watch.on_train_batch_end()
     del model.log
-    return (ends[-2] - ends[WARM - 1]) / (len(ends) - 1 - WARM)
+    return watch.seconds
 
 
 def main() -> None:

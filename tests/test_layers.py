@@ -48,7 +48,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "rank": set(),  # a door
     "multirun": {
-        "callbacks", "checkpoint", "checks", "config", "files", "ranks", "run", "stages",
+        "callbacks", "checkpoint", "checks", "config", "files", "parallel", "ranks", "run",
+        "stages",
     },
     "search": {
         "after", "callbacks", "checks", "config", "files", "jury", "multirun", "run", "stages",

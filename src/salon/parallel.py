@@ -102,8 +102,12 @@ def backend(trainer: DictConfig | Mapping[str, Any]) -> str:
 
 
 def _on_gpus(trainer: DictConfig | Mapping[str, Any]) -> bool:
-    asked = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    return asked and torch.cuda.is_available()
+    return wants_gpus(trainer) and torch.cuda.is_available()
+
+
+def wants_gpus(trainer: DictConfig | Mapping[str, Any]) -> bool:
+    """If there are any; does not ask CUDA, which looks at CUDA_VISIBLE_DEVICES only once."""
+    return trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
 
 
 def make_ready(model: Trainee, options: Mapping[str, Any], *, stage: bool) -> None:

@@ -16,6 +16,8 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
+from salon import parallel
+
 _kept: list[FileLock] = []  # of this worker; at most one
 
 
@@ -25,7 +27,7 @@ def take_one(launcher: Any, trainer: DictConfig) -> None:
     Does nothing where another launcher shares them out, where there are not several, or where a job
     wants none or several.
     """
-    wanted = trainer.devices == 1 and trainer.accelerator in ("auto", "gpu", "cuda")
+    wanted = trainer.devices == 1 and parallel.wants_gpus(trainer)
     if _kept or not wanted or not launcher._target_.endswith(".JoblibLauncher"):
         return
     names = visible()
