@@ -8,7 +8,6 @@ in process CPU time; only the ratio of the medians travels between machines.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def by_hand(model: Adversarial[Any], batches: list[Batch], losses: Any) -> float
     for batch in batches:
         text = unit(model.text(batch.captions).pooled)
         ready.append((batch.images, text, torch.arange(1, len(text) + 1) % len(text)))
-    ends = []
+    watch = Stopwatch()
     for images, text, wrong in ready:
         turns = losses(model, images, text, wrong)
         d_opt.zero_grad()
@@ -70,8 +69,8 @@ def by_hand(model: Adversarial[Any], batches: list[Batch], losses: Any) -> float
         next(turns).backward()
         g_opt.step()
         model.discriminator.requires_grad_(True)
-        ends.append(time.process_time())
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+        watch.on_train_batch_end()
+    return watch.seconds
 
 
 def bce(logits: Tensor, real: bool) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from salon import checkpoint, draw, files, pictures, ranks
 from salon.config import build, to_plain
-from salon.jury import publish
+from salon.jury import publish, report
 from salon.jury.baselines import baselines
 from salon.jury.features import FeatureStore
 from salon.jury.hearing import Hearing, Sheet, pairs, wall
@@ -325,7 +325,7 @@ def table(told: Told) -> Table:
         words = split.split("_")
         shown.add_column(" ".join(words), justify="right", min_width=max(map(len, words)))
     for name in ordered({name for numbers in told.values() for name in numbers}):
-        cells = [said(numbers.get(name)) for numbers in told.values()]
+        cells = [said(name, numbers.get(name)) for numbers in told.values()]
         shown.add_row(name.replace("prompt_accuracy/", "  "), *cells)
     return shown
 
@@ -335,13 +335,9 @@ def ordered(names: set[str]) -> Sequence[str]:
     return sorted(names, key=lambda name: (not name.startswith("prompt_accuracy"), name))
 
 
-def said(number: Number | None) -> str:
+def said(name: str, number: Number | None) -> str:
     if number is None:
         return ""
     if number.low is None or number.high is None:
-        return short(number.value)
-    return f"{short(number.value)} ±{short((number.high - number.low) / 2)}"
-
-
-def short(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+        return report.show(name, number.value)
+    return f"{report.show(name, number.value)} ±{report.show(name, (number.high - number.low) / 2)}"
